@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+//! PID 1 of a Coracle guest.
+fn main() {}

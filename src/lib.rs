@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Coracle: every container in its own small virtual machine.
+pub mod vmm;
