@@ -1,2 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One microVM: from nothing to running. Usable alone; it knows nothing of containers.
+
+pub mod bus;
+pub mod devices;
+pub mod event_loop;
+pub mod guest_log;
+pub mod layout;
+pub mod memory;

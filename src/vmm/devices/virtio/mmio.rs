@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The virtio-mmio transport (virtio 1.3 §4.2): registers, the status dance, and the life of a [`Session`].
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::interrupt::Interrupt;
+use super::queue::QueueConfig;
+use super::{DeviceError, QueueError, Session, VirtioDevice};
+use crate::vmm::bus::BusDevice;
+use crate::vmm::event_loop::{EventLoop, Token};
+use crate::vmm::guest_log::guest_warn;
+use crate::vmm::memory::Ram;
+
+/// Register offsets (virtio 1.3 §4.2.2).
+mod register {
+    pub const MAGIC: u64 = 0x00;
+    pub const VERSION: u64 = 0x04;
+    pub const DEVICE_ID: u64 = 0x08;
+    pub const VENDOR_ID: u64 = 0x0c;
+    pub const DEVICE_FEATURES: u64 = 0x10;
+    pub const DEVICE_FEATURES_SELECT: u64 = 0x14;
+    pub const DRIVER_FEATURES: u64 = 0x20;
+    pub const DRIVER_FEATURES_SELECT: u64 = 0x24;
+    pub const QUEUE_SELECT: u64 = 0x30;
+    pub const QUEUE_SIZE_MAX: u64 = 0x34;
+    pub const QUEUE_SIZE: u64 = 0x38;
+    pub const QUEUE_READY: u64 = 0x44;
+    pub const QUEUE_NOTIFY: u64 = 0x50;
+    pub const INTERRUPT_STATUS: u64 = 0x60;
+    pub const INTERRUPT_ACK: u64 = 0x64;
+    pub const STATUS: u64 = 0x70;
+    pub const QUEUE_DESC_LOW: u64 = 0x80;
+    pub const QUEUE_DESC_HIGH: u64 = 0x84;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x90;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x94;
+    pub const QUEUE_DEVICE_LOW: u64 = 0xa0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+    pub const SHM_LENGTH_LOW: u64 = 0xb0;
+    pub const SHM_BASE_HIGH: u64 = 0xbc;
+    pub const CONFIG_GENERATION: u64 = 0xfc;
+    pub const CONFIG: u64 = 0x100;
+}
+
+/// Device status bits (virtio 1.3 §2.1).
+mod status {
+    pub const ACKNOWLEDGE: u32 = 1;
+    pub const DRIVER: u32 = 2;
+    pub const DRIVER_OK: u32 = 4;
+    pub const FEATURES_OK: u32 = 8;
+    pub const NEEDS_RESET: u32 = 64;
+    pub const FAILED: u32 = 128;
+}
+
+/// Offset of `QueueNotify`, for the ioeventfds.
+pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+/// "Cora": tells a curious driver whose device it is; no driver matches on it.
+const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
+const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// A virtio device behind a window of MMIO registers.
+pub struct Transport {
+    interrupt: Interrupt,
+    ignored: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    device: Box<dyn VirtioDevice>,
+    number: u16,
+    memory: Arc<Ram>,
+    events: Arc<EventLoop>,
+    kicks: Vec<Arc<EventFd>>,
+    interrupt: Interrupt,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    queues: Vec<QueueConfig>,
+    status: u32,
+    session: Option<Session>,
+}
+
+impl Transport {
+    /// Puts `device` behind registers. `number` is its place on the bus, `interrupt` its line.
+    ///
+    /// # Errors
+    /// The kernel's, where it gives no eventfd.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        number: u16,
+        memory: Arc<Ram>,
+        events: Arc<EventLoop>,
+        interrupt: Interrupt,
+    ) -> std::io::Result<Self> {
+        let queues: Vec<_> = device.queue_sizes().iter().copied().map(QueueConfig::new).collect();
+        let kick = |_| Ok(Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
+        let kicks = queues.iter().map(kick).collect::<std::io::Result<Vec<_>>>()?;
+        let state = State {
+            device,
+            number,
+            memory,
+            events,
+            kicks,
+            interrupt: interrupt.clone(),
+            device_features_select: 0,
+            driver_features_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            queues,
+            status: 0,
+            session: None,
+        };
+        Ok(Self { interrupt, ignored: AtomicU64::new(0), state: Mutex::new(state) })
+    }
+
+    /// One eventfd a queue, in order: what `QueueNotify` writes of the queue's number are to trigger.
+    pub fn kicks(&self) -> Vec<Arc<EventFd>> {
+        self.lock().kicks.clone()
+    }
+
+    /// The device's interrupt.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
+    }
+
+    /// The driver has notified queue number `queue`: called by the event loop.
+    pub fn queue_event(&self, queue: u16) {
+        let state = &mut *self.lock();
+        let queue = usize::from(queue);
+        if let Some(kick) = state.kicks.get(queue) {
+            // Another event may have emptied the counter; then there is nothing to read.
+            let _ = kick.read();
+        }
+        if let Some(session) = &mut state.session {
+            let result = state.device.queue_event(queue, session);
+            state.settle(result);
+        }
+    }
+
+    /// Something happened on the device's own descriptor `source`: called by the event loop.
+    pub fn source_event(&self, source: u16, events: EventSet) {
+        let state = &mut *self.lock();
+        if let Some(session) = &mut state.session {
+            let result = state.device.source_event(source, events, session);
+            state.settle(result);
+        }
+    }
+
+    /// Ends whatever the driver has running; for the end of the VM.
+    pub fn shut_down(&self) {
+        self.lock().end_session();
+    }
+
+    /// Name of the device and its counters: its own, and `ignored_writes`, `needs_reset` of the transport.
+    pub fn metrics(&self) -> (String, Vec<(&'static str, u64)>) {
+        let state = self.lock();
+        let mut metrics = state.device.metrics();
+        metrics.push(("ignored_writes", self.ignored.load(Ordering::Relaxed)));
+        metrics.push(("needs_reset", u64::from(state.status & status::NEEDS_RESET != 0)));
+        (state.device.name().to_owned(), metrics)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ignore(&self, what: std::fmt::Arguments<'_>) {
+        self.ignored.fetch_add(1, Ordering::Relaxed);
+        guest_warn(format_args!("virtio-mmio write ignored: {what}"));
+    }
+}
+
+impl BusDevice for Transport {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset == register::INTERRUPT_STATUS {
+            // Without the lock: the event loop may hold it while it serves a long queue.
+            return write_register(data, self.interrupt.status());
+        }
+        let state = self.lock();
+        match offset.checked_sub(register::CONFIG).map(usize::try_from) {
+            Some(Ok(offset)) => state.device.read_config(offset, data),
+            _ => write_register(data, state.read(offset)),
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let Some(Ok(offset)) = offset.checked_sub(register::CONFIG).map(usize::try_from) {
+            let state = &mut *self.lock();
+            return state.device.write_config(offset, data, state.session.as_mut());
+        }
+        let Ok(value) = data.try_into().map(u32::from_le_bytes) else {
+            return self.ignore(format_args!("{} bytes at {offset:#x}", data.len()));
+        };
+        if offset == register::INTERRUPT_ACK {
+            return self.interrupt.acknowledge(value);
+        }
+        if !self.lock().write(offset, value) {
+            self.ignore(format_args!("{value:#x} at {offset:#x} in this state"));
+        }
+    }
+}
+
+/// Registers are 32 bits wide; narrower reads are not allowed (virtio 1.3 §4.2.2.2) and give zeroes.
+fn write_register(data: &mut [u8], value: u32) {
+    if data.len() == 4 {
+        data.copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+fn half(value: u64, select: u32) -> u32 {
+    match (select, value.to_le_bytes()) {
+        (0, [a, b, c, d, ..]) | (1, [_, _, _, _, a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
+        _ => 0,
+    }
+}
+
+fn set_half(value: &mut u64, high: bool, half: u32) {
+    *value = if high { *value & 0xffff_ffff | u64::from(half) << 32 } else { *value & !0xffff_ffff | u64::from(half) };
+}
+
+impl State {
+    fn offered(&self) -> u64 {
+        self.device.features() | COMMON_FEATURES
+    }
+
+    fn selected(&self) -> Option<&QueueConfig> {
+        self.queues.get(usize::try_from(self.queue_select).ok()?)
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        match offset {
+            register::MAGIC => MAGIC,
+            register::VERSION => 2,
+            register::DEVICE_ID => self.device.device_type(),
+            register::VENDOR_ID => VENDOR,
+            register::DEVICE_FEATURES => half(self.offered(), self.device_features_select),
+            register::QUEUE_SIZE_MAX => self.selected().map_or(0, |queue| queue.max().get().into()),
+            register::QUEUE_READY => self.selected().is_some_and(|queue| queue.ready).into(),
+            register::STATUS => self.status,
+            // No shared memory regions: length and base read as all ones (virtio 1.3 §4.2.2.1).
+            register::SHM_LENGTH_LOW..=register::SHM_BASE_HIGH => u32::MAX,
+            register::CONFIG_GENERATION => self.interrupt.generation(),
+            _ => 0,
+        }
+    }
+
+    /// Whether the write was one that this state allows.
+    fn write(&mut self, offset: u64, value: u32) -> bool {
+        match offset {
+            register::DEVICE_FEATURES_SELECT => self.device_features_select = value,
+            register::DRIVER_FEATURES_SELECT => self.driver_features_select = value,
+            register::DRIVER_FEATURES => return self.write_features(value),
+            register::QUEUE_SELECT => self.queue_select = value,
+            register::QUEUE_NOTIFY => return self.notify(value),
+            register::STATUS => return self.write_status(value),
+            register::QUEUE_SIZE | register::QUEUE_READY | register::QUEUE_DESC_LOW..=register::QUEUE_DEVICE_HIGH => {
+                return self.write_queue(offset, value);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn write_features(&mut self, value: u32) -> bool {
+        if self.status & (status::DRIVER | status::FEATURES_OK) != status::DRIVER || self.driver_features_select > 1 {
+            return false;
+        }
+        set_half(&mut self.driver_features, self.driver_features_select == 1, value);
+        true
+    }
+
+    /// Queue registers can be written between `FEATURES_OK` and `DRIVER_OK` only. A driver that takes its queues down
+    /// after a reset writes zero to `QueueReady`, which changes nothing.
+    fn write_queue(&mut self, offset: u64, value: u32) -> bool {
+        let open = self.status & (status::FEATURES_OK | status::DRIVER_OK) == status::FEATURES_OK;
+        let index = usize::try_from(self.queue_select).unwrap_or(usize::MAX);
+        let Some(queue) = self.queues.get_mut(index) else {
+            return false;
+        };
+        if !open {
+            return offset == register::QUEUE_READY && value == 0 && !queue.ready;
+        }
+        match offset {
+            register::QUEUE_SIZE => queue.size = value,
+            register::QUEUE_READY => queue.ready = value == 1,
+            register::QUEUE_DESC_LOW => set_half(&mut queue.descriptors, false, value),
+            register::QUEUE_DESC_HIGH => set_half(&mut queue.descriptors, true, value),
+            register::QUEUE_DRIVER_LOW => set_half(&mut queue.available, false, value),
+            register::QUEUE_DRIVER_HIGH => set_half(&mut queue.available, true, value),
+            register::QUEUE_DEVICE_LOW => set_half(&mut queue.used, false, value),
+            register::QUEUE_DEVICE_HIGH => set_half(&mut queue.used, true, value),
+            _ => return false,
+        }
+        true
+    }
+
+    /// A notification that did not come by ioeventfd: passed on by the same descriptor.
+    fn notify(&mut self, queue: u32) -> bool {
+        let kick = usize::try_from(queue).ok().and_then(|queue| self.kicks.get(queue));
+        kick.is_some_and(|kick| kick.write(1).is_ok())
+    }
+
+    fn write_status(&mut self, value: u32) -> bool {
+        if value == 0 {
+            self.reset();
+            return true;
+        }
+        // Bits are only ever added (virtio 1.3 §2.1.1); DEVICE_NEEDS_RESET is ours alone.
+        let added = value & !self.status & !status::NEEDS_RESET;
+        if self.status & !value & !status::NEEDS_RESET != 0 {
+            return false;
+        }
+        self.status |= added & (status::ACKNOWLEDGE | status::DRIVER | status::FAILED);
+        if added & status::FEATURES_OK != 0 && self.features_acceptable() {
+            self.status |= status::FEATURES_OK;
+        }
+        if added & status::DRIVER_OK != 0 {
+            if self.status & status::FEATURES_OK == 0 {
+                return false;
+            }
+            self.status |= status::DRIVER_OK;
+            let result = self.start_session();
+            self.settle(result);
+        }
+        true
+    }
+
+    fn features_acceptable(&self) -> bool {
+        self.driver_features & !self.offered() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+    }
+
+    fn start_session(&mut self) -> Result<(), DeviceError> {
+        let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let queues = self.queues.iter().zip(&self.kicks).map(|(config, kick)| {
+            let activate = || config.clone().activate(&self.memory, &self.interrupt, kick, event_idx);
+            config.ready.then(activate).transpose()
+        });
+        let queues = queues.collect::<Result<Vec<_>, QueueError>>()?;
+        let mut session = Session {
+            memory: Arc::clone(&self.memory),
+            features: self.driver_features,
+            queues,
+            interrupt: self.interrupt.clone(),
+        };
+        self.device.activate(&mut session)?;
+        self.session = Some(session);
+        self.watch().map_err(|source| DeviceError::Host { what: "watching the device's descriptors", source })
+    }
+
+    fn watch(&self) -> std::io::Result<()> {
+        let device = self.number;
+        for (queue, kick) in (0..).zip(&self.kicks) {
+            self.events.add(kick.as_raw_fd(), EventSet::IN, Token::Queue { device, queue })?;
+        }
+        for source in self.device.sources() {
+            self.events.add(source.fd, source.events, Token::Device { device, source: source.id })?;
+        }
+        Ok(())
+    }
+
+    fn end_session(&mut self) {
+        if let Some(mut session) = self.session.take() {
+            for kick in &self.kicks {
+                self.events.remove(kick.as_raw_fd());
+            }
+            for source in self.device.sources() {
+                self.events.remove(source.fd);
+            }
+            self.device.reset(&mut session);
+        }
+    }
+
+    fn reset(&mut self) {
+        self.end_session();
+        for kick in &self.kicks {
+            // A stale notification would be served as soon as the next driver starts.
+            let _ = kick.read();
+        }
+        self.queues = self.device.queue_sizes().iter().copied().map(QueueConfig::new).collect();
+        self.interrupt.clear();
+        self.status = 0;
+        self.driver_features = 0;
+        self.device_features_select = 0;
+        self.driver_features_select = 0;
+        self.queue_select = 0;
+    }
+
+    /// An error ends the session and asks the driver for a reset; the rest of the VM does not notice.
+    fn settle(&mut self, result: Result<(), DeviceError>) {
+        let Err(error) = result else { return };
+        guest_warn(format_args!("{} device {} needs a reset: {error}", self.device.name(), self.number));
+        self.end_session();
+        self.status |= status::NEEDS_RESET;
+        self.interrupt.config_change();
+    }
+}
+
+#[cfg(test)]
+#[path = "mmio_test.rs"]
+mod tests;

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Virtqueues (virtio 1.3 §2.7). Registers fill a [`QueueConfig`]; activation consumes it into a [`Queue`], which has
+//! no way back: what the driver writes to the registers afterwards cannot reach a live queue.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::super::super::memory::Ram;
+use super::chain::{Chain, ChainError};
+use super::interrupt::Interrupt;
+
+/// A queue size that virtio allows: a power of two from 1 to 32768 (virtio 1.3 §2.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QueueSize(u16);
+
+impl QueueSize {
+    /// The usual size of a busy queue.
+    pub const DEFAULT: Self = Self::new(256).unwrap();
+
+    /// `size`, where it is allowed.
+    pub const fn new(size: u16) -> Option<Self> {
+        if size.is_power_of_two() { Some(Self(size)) } else { None }
+    }
+
+    /// Number of descriptors.
+    pub const fn get(self) -> u16 {
+        self.0
+    }
+}
+
+/// Why a queue is unusable.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The size that the driver wrote is no power of two, zero, or more than offered.
+    #[error("queue size {size} is not a power of two up to {max}")]
+    Size {
+        /// What the driver wrote.
+        size: u32,
+        /// What was offered.
+        max: u16,
+    },
+    /// Rings that are not aligned, not in RAM, or run past its end.
+    #[error(
+        "rings outside of RAM or not aligned: descriptors at {descriptors:#x}, available {available:#x}, used {used:#x}"
+    )]
+    Rings {
+        /// Guest address of the descriptor table.
+        descriptors: u64,
+        /// Guest address of the available ring.
+        available: u64,
+        /// Guest address of the used ring.
+        used: u64,
+    },
+    /// The rings hold nonsense.
+    #[error("broken ring: {0}")]
+    Ring(#[from] virtio_queue::Error),
+    /// A chain in the ring is malformed.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+}
+
+/// A queue's registers before activation, written by the driver in any order and not trusted until then.
+#[derive(Clone, Debug)]
+pub struct QueueConfig {
+    max: QueueSize,
+    /// `QueueNum`.
+    pub size: u32,
+    /// `QueueReady`.
+    pub ready: bool,
+    /// `QueueDesc`.
+    pub descriptors: u64,
+    /// `QueueDriver`.
+    pub available: u64,
+    /// `QueueDevice`.
+    pub used: u64,
+}
+
+impl QueueConfig {
+    /// Registers at reset.
+    pub fn new(max: QueueSize) -> Self {
+        Self { max, size: max.get().into(), ready: false, descriptors: 0, available: 0, used: 0 }
+    }
+
+    /// Largest size offered.
+    pub fn max(&self) -> QueueSize {
+        self.max
+    }
+
+    /// Checks everything once and makes the queue live; `kick` is what the driver's notifications arrive on.
+    ///
+    /// # Errors
+    /// See [`QueueError::Size`] and [`QueueError::Rings`].
+    pub fn activate(
+        self,
+        memory: &Arc<Ram>,
+        interrupt: &Interrupt,
+        kick: &Arc<EventFd>,
+        event_idx: bool,
+    ) -> Result<Queue, QueueError> {
+        let bad_size = QueueError::Size { size: self.size, max: self.max.get() };
+        let Some(size) = u16::try_from(self.size).ok().and_then(QueueSize::new).filter(|size| *size <= self.max) else {
+            return Err(bad_size);
+        };
+        let bad_rings =
+            || QueueError::Rings { descriptors: self.descriptors, available: self.available, used: self.used };
+        let mut ring = Ring::new(self.max.get())?;
+        ring.try_set_size(size.get())?;
+        ring.try_set_desc_table_address(GuestAddress(self.descriptors)).map_err(|_| bad_rings())?;
+        ring.try_set_avail_ring_address(GuestAddress(self.available)).map_err(|_| bad_rings())?;
+        ring.try_set_used_ring_address(GuestAddress(self.used)).map_err(|_| bad_rings())?;
+        ring.set_event_idx(event_idx);
+        ring.set_ready(true);
+        if !ring.is_valid(memory.as_ref()) {
+            return Err(bad_rings());
+        }
+        Ok(Queue { ring, size, memory: Arc::clone(memory), interrupt: interrupt.clone(), kick: Arc::clone(kick) })
+    }
+}
+
+/// A live virtqueue.
+pub struct Queue {
+    ring: Ring,
+    size: QueueSize,
+    memory: Arc<Ram>,
+    interrupt: Interrupt,
+    kick: Arc<EventFd>,
+}
+
+impl Queue {
+    /// Number of descriptors.
+    pub fn size(&self) -> QueueSize {
+        self.size
+    }
+
+    /// Takes the next chain that the driver made available, checked whole and copied once.
+    ///
+    /// # Errors
+    /// The driver's ring or chain is broken; the device needs a reset.
+    pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
+        let Some(descriptors) = self.ring.iter(self.memory.as_ref())?.next() else {
+            return Ok(None);
+        };
+        Ok(Some(Chain::copy(&self.memory, descriptors, self.size)?))
+    }
+
+    /// Puts the chain that was popped last back: the next [`Queue::pop`] gives it again.
+    pub fn undo_pop(&mut self) {
+        self.ring.go_to_previous_position();
+    }
+
+    /// Gives a chain back to the driver, with `written` bytes filled in its writable part.
+    ///
+    /// # Errors
+    /// The used ring cannot be written.
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
+        Ok(self.ring.add_used(self.memory.as_ref(), head, written)?)
+    }
+
+    /// Interrupts the driver, where it wants to hear of what has been pushed since the last call.
+    ///
+    /// # Errors
+    /// The available ring cannot be read.
+    pub fn notify_driver(&mut self) -> Result<(), QueueError> {
+        if self.ring.needs_notification(self.memory.as_ref())? {
+            self.interrupt.used_ring();
+        }
+        Ok(())
+    }
+
+    /// Asks the driver to notify of new chains; `true` where some have come in the meantime.
+    ///
+    /// # Errors
+    /// The rings cannot be reached.
+    pub fn enable_notification(&mut self) -> Result<bool, QueueError> {
+        Ok(self.ring.enable_notification(self.memory.as_ref())?)
+    }
+
+    /// Asks the driver not to notify while the queue is being worked on.
+    ///
+    /// # Errors
+    /// The rings cannot be reached.
+    pub fn disable_notification(&mut self) -> Result<(), QueueError> {
+        Ok(self.ring.disable_notification(self.memory.as_ref())?)
+    }
+
+    /// Has the event loop call `queue_event` again, as if the driver had notified: for work that is put off.
+    pub fn reschedule(&self) {
+        // Fails only when the counter is full, and then the event is pending anyway.
+        let _ = self.kick.write(1);
+    }
+
+    /// Handles every available chain with `handle`, which gives the bytes written, pushes each and notifies once.
+    ///
+    /// At most two rounds of the queue's size are served at a time, so that a driver that refills while it is served
+    /// cannot hold the thread; the rest comes with a later event.
+    ///
+    /// # Errors
+    /// What `handle` or the ring gives.
+    pub fn serve<E: From<QueueError>>(&mut self, mut handle: impl FnMut(&Chain) -> Result<u32, E>) -> Result<(), E> {
+        let mut budget = 2 * u32::from(self.size.get());
+        loop {
+            self.disable_notification()?;
+            while let Some(chain) = self.pop()? {
+                let written = handle(&chain)?;
+                self.push(chain.head(), written)?;
+                budget -= 1;
+                if budget == 0 {
+                    self.notify_driver()?;
+                    self.reschedule();
+                    return Ok(());
+                }
+            }
+            if !self.enable_notification()? {
+                self.notify_driver()?;
+                return Ok(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::FakeDriver;
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_two() {
+        for size in [0u16, 3, 100, 32769] {
+            assert!(QueueSize::new(size).is_none(), "{size}");
+        }
+        assert_eq!(QueueSize::new(32768).map(QueueSize::get), Some(32768));
+    }
+
+    #[test]
+    fn a_bad_size_or_place_is_refused_at_activation() {
+        let driver = FakeDriver::new(8);
+        for size in [0, 3, 16, 0x1_0008] {
+            let config = QueueConfig { size, ..driver.config() };
+            assert!(matches!(driver.activate(config), Err(QueueError::Size { .. })), "{size}");
+        }
+        for address in [1, !0xf, driver.memory_size() - 16, driver.memory_size()] {
+            let config = QueueConfig { descriptors: address, ..driver.config() };
+            assert!(matches!(driver.activate(config), Err(QueueError::Rings { .. })), "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn indices_wrap() {
+        let mut driver = FakeDriver::new(8);
+        let mut queue = driver.queue();
+        for round in 0..70_000u32 {
+            let head = driver.add(&[(0x10_000, 16, false)]);
+            let chain = queue.pop().unwrap().unwrap();
+            assert_eq!(chain.head(), head);
+            queue.push(head, round).unwrap();
+            assert_eq!(driver.used(), Some((head.into(), round)));
+        }
+        assert!(queue.pop().unwrap().is_none());
+    }
+
+    #[test]
+    fn an_available_index_too_far_ahead_is_an_error() {
+        let mut driver = FakeDriver::new(8);
+        let mut queue = driver.queue();
+        driver.set_available_index(9);
+        assert!(matches!(queue.pop(), Err(QueueError::Ring(_))));
+    }
+
+    #[test]
+    fn serving_is_bounded_when_the_driver_refills() {
+        let mut driver = FakeDriver::new(8);
+        let mut queue = driver.queue();
+        driver.add(&[(0x10_000, 16, false)]);
+        let mut served = 0;
+        queue
+            .serve(|_| {
+                served += 1;
+                driver.add(&[(0x10_000, 16, false)]);
+                Ok::<_, QueueError>(0)
+            })
+            .unwrap();
+        assert_eq!(served, 16);
+        assert_eq!(driver.kick().read().unwrap(), 1);
+    }
+}
