@@ -3,9 +3,11 @@
 //! no way back: what the driver writes to the registers afterwards cannot reach a live queue.
 
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::super::super::memory::Ram;
@@ -116,7 +118,8 @@ impl QueueConfig {
         if !ring.is_valid(memory.as_ref()) {
             return Err(bad_rings());
         }
-        Ok(Queue { ring, size, memory: Arc::clone(memory), interrupt: interrupt.clone(), kick: Arc::clone(kick) })
+        let (memory, interrupt, kick) = (Arc::clone(memory), interrupt.clone(), Arc::clone(kick));
+        Ok(Queue { ring, size, memory, interrupt, kick, signalled: 0 })
     }
 }
 
@@ -127,6 +130,8 @@ pub struct Queue {
     memory: Arc<Ram>,
     interrupt: Interrupt,
     kick: Arc<EventFd>,
+    /// The used index when the driver was last told, or found not to want it.
+    signalled: u16,
 }
 
 impl Queue {
@@ -159,15 +164,54 @@ impl Queue {
         Ok(self.ring.add_used(self.memory.as_ref(), head, written)?)
     }
 
+    /// Gives several chains back at once, each `(head, bytes written)`: the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// As [`Queue::push`].
+    pub fn push_batch(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(last, last_written), others)) = chains.split_last() else { return Ok(()) };
+        let mut next = self.ring.next_used();
+        for &(head, written) in others {
+            let element = (u64::from(head) | u64::from(written) << 32).to_le();
+            let place = self.ring.used_ring() + 4 + 8 * u64::from(next % self.size.get());
+            self.memory.write_obj(element, GuestAddress(place)).map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        // Pushing the last one publishes the index past all of them.
+        self.ring.set_next_used(next);
+        self.push(last, last_written)
+    }
+
     /// Interrupts the driver, where it wants to hear of what has been pushed since the last call.
     ///
     /// # Errors
     /// The available ring cannot be read.
     pub fn notify_driver(&mut self) -> Result<(), QueueError> {
-        if self.ring.needs_notification(self.memory.as_ref())? {
+        if self.driver_wants_notification()? {
             self.interrupt.used_ring();
         }
         Ok(())
+    }
+
+    /// Virtio 1.3 §2.7.7.2. Not the ring's own `needs_notification`, which miscounts batches and ignores the flag.
+    fn driver_wants_notification(&mut self) -> Result<bool, QueueError> {
+        let used = self.ring.next_used();
+        let added = used.wrapping_sub(std::mem::replace(&mut self.signalled, used));
+        if added == 0 {
+            return Ok(false);
+        }
+        // The used index must be visible before the driver's wish is read, or both sides wait for each other.
+        fence(Ordering::SeqCst);
+        let event_idx = self.ring.event_idx_enabled();
+        let offset = if event_idx { 4 + 2 * u64::from(self.size.get()) } else { 0 };
+        let place = GuestAddress(self.ring.avail_ring() + offset);
+        let load = self.memory.load(place, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory);
+        let wish = u16::from_le(load?);
+        if event_idx {
+            Ok(used.wrapping_sub(wish).wrapping_sub(1) < added)
+        } else {
+            Ok(u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        }
     }
 
     /// Asks the driver to notify of new chains; `true` where some have come in the meantime.
@@ -267,6 +311,50 @@ mod tests {
         let mut queue = driver.queue();
         driver.set_available_index(9);
         assert!(matches!(queue.pop(), Err(QueueError::Ring(_))));
+    }
+
+    #[test]
+    fn a_batch_becomes_visible_at_once_and_wraps() {
+        let mut driver = FakeDriver::new(8);
+        let mut queue = driver.queue();
+        for round in 0..30_000u32 {
+            let heads: Vec<_> = (0..5).map(|_| driver.add(&[(0x10_000, 16, true)])).collect();
+            let chains: Vec<_> = heads.iter().map(|_| queue.pop().unwrap().unwrap()).collect();
+            let used: Vec<_> = chains.iter().map(|chain| (chain.head(), round)).collect();
+            queue.push_batch(&used).unwrap();
+            for head in heads {
+                assert_eq!(driver.used(), Some((head.into(), round)));
+            }
+            assert_eq!(driver.used(), None);
+        }
+        queue.push_batch(&[]).unwrap();
+        assert_eq!(driver.used(), None);
+    }
+
+    #[test]
+    fn the_driver_is_interrupted_only_as_it_wishes() {
+        let driver = FakeDriver::new(8);
+        let batch = [(0, 0), (1, 0), (2, 0)];
+        let raised = |driver: &FakeDriver| driver.interrupt().line().read().is_ok();
+        let base = driver.config().available;
+        let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let mut queue = driver.config().activate(driver.memory(), driver.interrupt(), &kick, true).unwrap();
+        // Event index: (what the driver asks to be told of, whether the next three pass it).
+        for (event, wanted) in [(0u16, true), (3, true), (9, false), (9, true), (11, false), (15, true)] {
+            driver.write(base + 4 + 2 * 8, &event.to_le_bytes());
+            queue.push_batch(&batch).unwrap();
+            queue.notify_driver().unwrap();
+            assert_eq!(raised(&driver), wanted, "{event}");
+            queue.notify_driver().unwrap();
+            assert!(!raised(&driver), "nothing new: {event}");
+        }
+        let mut plain = driver.queue();
+        for (flag, wanted) in [(0u16, true), (1, false), (0, true)] {
+            driver.write(base, &flag.to_le_bytes());
+            plain.push_batch(&batch).unwrap();
+            plain.notify_driver().unwrap();
+            assert_eq!(raised(&driver), wanted, "flag {flag}");
+        }
     }
 
     #[test]
