@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One microVM: from nothing to running. Usable alone; it knows nothing of containers.
 
+pub mod boot;
 pub mod bus;
 pub mod devices;
 pub mod event_loop;
