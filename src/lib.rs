@@ -1,3 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Coracle: every container in its own small virtual machine.
+pub mod cache;
+pub mod failure;
+pub mod logging;
 pub mod vmm;

@@ -1,3 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The `coracle` command.
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    coracle::logging::start();
+    cli::main()
+}

@@ -6,5 +6,6 @@ pub mod bus;
 pub mod devices;
 pub mod event_loop;
 pub mod guest_log;
+pub mod host;
 pub mod layout;
 pub mod memory;

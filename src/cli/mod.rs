@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The command line: one file per verb, flags and printing only.
+
+mod completion;
+mod doctor;
+mod error;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Every container in its own small virtual machine.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, arg_required_else_help = true, after_help = EXIT_STATUS)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle itself failed; 2 for wrong usage.\n\
+                           CORACLE_LOG=debug (or info, trace) shows what it does.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Tell whether this host can run microVMs, and what is missing.
+    Doctor(doctor::DoctorArgs),
+    /// Show the version, and the kind of host.
+    Version(version::VersionArgs),
+    /// Print a completion script for a shell.
+    Completion(completion::CompletionArgs),
+}
+
+/// How a verb prints its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Parses the command line, runs the verb, and reports its failure.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Version(args) => version::run(args),
+        Verb::Completion(args) => completion::run(args),
+    };
+    result.unwrap_or_else(|error| error::report(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
