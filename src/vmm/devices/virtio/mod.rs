@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod testing;

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Network card (virtio 1.3 §5.1) on a TAP interface.
+//!
+//! Frames go between guest memory and the TAP in one system call and without a copy here. The header before each
+//! frame is the guest's and the host kernel's affair: the TUN driver checks every field of it against the frame, and
+//! refuses (`EINVAL`) or segments in software what the guest made up, so it is passed on unread.
+
+mod mac;
+mod receive;
+mod tap;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_uint};
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_UFO,
+    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_S_LINK_UP,
+};
+use vmm_sys_util::epoll::EventSet;
+
+use super::{Chain, DeviceError, Queue, QueueSize, Session, Source, VirtioDevice, copy_config, device_type};
+use crate::vmm::guest_log::guest_warn;
+pub use mac::{MacAddress, MacError};
+use receive::{Format, Link, Receiver};
+pub use tap::{NetError, Tap};
+
+/// Bytes of the header before each frame (virtio 1.3 §5.1.6: with `num_buffers`, without hashes).
+pub const HEADER: usize = 12;
+/// Bytes of the longest frame with its header: 64 KiB of IP packet, Ethernet header, VLAN tag (virtio 1.3 §5.1.6.3.1).
+pub const MAX_FRAME: usize = 65562 + HEADER;
+/// An Ethernet header: the kernel refuses less.
+const MIN_FRAME: usize = HEADER + 14;
+/// Room for an ordinary frame, where no offload makes longer ones; jumbo frames go by way of the spill buffer.
+const ORDINARY_FRAME: usize = HEADER + 1522;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const QUEUES: [QueueSize; 2] = [QueueSize::DEFAULT; 2];
+/// Frames, and bytes, that are sent for one event; the rest is left for the next.
+const TRANSMIT_BUDGET: u32 = 256;
+const TRANSMIT_BYTES: usize = 4 << 20;
+
+/// Offsets in configuration space (virtio 1.3 §5.1.4).
+mod config {
+    pub const STATUS: usize = 6;
+    pub const MTU: usize = 10;
+    pub const SIZE: usize = 12;
+}
+
+/// What a guest may leave undone in frames that it sends: a TAP with a virtio header always takes these.
+const SEND_OFFLOADS: u64 = 1 << VIRTIO_NET_F_CSUM
+    | 1 << VIRTIO_NET_F_HOST_TSO4
+    | 1 << VIRTIO_NET_F_HOST_TSO6
+    | 1 << VIRTIO_NET_F_HOST_ECN
+    | 1 << VIRTIO_NET_F_HOST_UFO;
+
+/// What the host may leave undone in frames to the guest: feature bit, and how the TAP calls it.
+const RECEIVE_OFFLOADS: [(u32, c_uint); 7] = [
+    (VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
+    (VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
+    (VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
+    (VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
+    (VIRTIO_NET_F_GUEST_UFO, TUN_F_UFO),
+    (VIRTIO_NET_F_GUEST_USO4, TUN_F_USO4),
+    (VIRTIO_NET_F_GUEST_USO6, TUN_F_USO6),
+];
+
+/// How a guest's network card is connected.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name of an existing TAP interface.
+    pub tap: String,
+    /// The guest's address; without one, [`MacAddress::of_tap`].
+    #[serde(default)]
+    pub mac: Option<MacAddress>,
+}
+
+/// The network device.
+pub struct Net {
+    tap: Tap,
+    config: [u8; config::SIZE],
+    features: u64,
+    receiver: Receiver,
+    /// The TAP would not take a frame; it is sent when there is room again.
+    blocked: bool,
+    /// A refused frame has been told of; the rest is only counted.
+    told: bool,
+    packets: u64,
+    bytes: u64,
+    drops: u64,
+}
+
+enum Sent {
+    Yes,
+    Dropped,
+    Blocked,
+}
+
+impl Net {
+    /// Opens the TAP.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn open(config: &NetConfig) -> Result<Self, NetError> {
+        let mac = config.mac.unwrap_or_else(|| MacAddress::of_tap(&config.tap));
+        Ok(Self::new(Tap::open(&config.tap)?, mac))
+    }
+
+    /// Takes over a TAP that was opened, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, by someone with the right to.
+    ///
+    /// # Errors
+    /// [`NetError::Format`], where it is something else.
+    pub fn from_tap(tap: File, mac: MacAddress) -> Result<Self, NetError> {
+        Ok(Self::new(Tap::from_file(tap)?, mac))
+    }
+
+    /// A card on `tap`.
+    pub fn new(tap: Tap, mac: MacAddress) -> Self {
+        let mut features =
+            SEND_OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        for (feature, offload) in RECEIVE_OFFLOADS {
+            features |= u64::from(tap.offloads() & offload != 0) << feature;
+        }
+        // The kernels that can leave UDP segments to us are those that take them from us.
+        features |= u64::from(tap.offloads() & TUN_F_USO4 != 0) << VIRTIO_NET_F_HOST_USO;
+        let mut config = [0; config::SIZE];
+        put(&mut config, 0, &mac.bytes());
+        // Less than 1280 would break IPv6 in the guest, 68 is the least that is allowed (virtio 1.3 §5.1.4.1).
+        if let Some(mtu) = tap.mtu().filter(|&mtu| mtu >= 1280) {
+            features |= 1 << VIRTIO_NET_F_MTU;
+            put(&mut config, config::MTU, &mtu.to_le_bytes());
+        }
+        let mut net = Self {
+            tap,
+            config,
+            features,
+            receiver: Receiver::new(),
+            blocked: false,
+            told: false,
+            packets: 0,
+            bytes: 0,
+            drops: 0,
+        };
+        net.set_link(true);
+        net
+    }
+
+    /// Sets the link's state; `true` where that is a change.
+    fn set_link(&mut self, up: bool) -> bool {
+        let status = if up { [VIRTIO_NET_S_LINK_UP.to_le_bytes()[0], 0] } else { [0; 2] };
+        let before = self.config;
+        put(&mut self.config, config::STATUS, &status);
+        before != self.config
+    }
+
+    fn settle_link(&mut self, link: Link, session: &Session) {
+        if link == Link::Gone && self.set_link(false) {
+            log::warn!("the TAP of a guest was deleted: its network link is down");
+            session.interrupt.config_change();
+        }
+    }
+
+    fn transmit(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
+        self.blocked = false;
+        let (mut budget, mut bytes) = (TRANSMIT_BUDGET, TRANSMIT_BYTES);
+        queue.disable_notification()?;
+        while budget > 0 && bytes > 0 {
+            budget -= 1;
+            let Some(chain) = queue.pop()? else {
+                if queue.enable_notification()? {
+                    queue.disable_notification()?;
+                    continue;
+                }
+                return Ok(queue.notify_driver()?);
+            };
+            let length = chain.readable_len();
+            match self.send(&chain, length)? {
+                Sent::Yes => {
+                    self.packets += 1;
+                    self.bytes += (length - HEADER) as u64;
+                }
+                Sent::Dropped => self.drops += 1,
+                Sent::Blocked => {
+                    queue.undo_pop();
+                    self.blocked = true;
+                    return Ok(queue.notify_driver()?);
+                }
+            }
+            queue.push(chain.head(), 0)?;
+            bytes = bytes.saturating_sub(length);
+        }
+        queue.notify_driver()?;
+        queue.reschedule();
+        Ok(())
+    }
+
+    fn send(&mut self, chain: &Chain, length: usize) -> Result<Sent, DeviceError> {
+        if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
+            return Ok(Sent::Dropped);
+        }
+        let vectors = chain.reader().io_vectors(length)?;
+        loop {
+            // SAFETY: the vectors lead into guest memory, which `chain` keeps.
+            let error = match unsafe { self.tap.send(&vectors) } {
+                Ok(_) => return Ok(Sent::Yes),
+                Err(error) => error,
+            };
+            match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => return Ok(Sent::Blocked),
+                _ => {
+                    if !std::mem::replace(&mut self.told, true) {
+                        guest_warn(format_args!("the TAP refused a frame, it and such others are dropped: {error}"));
+                    }
+                    return Ok(Sent::Dropped);
+                }
+            }
+        }
+    }
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        device_type::NET
+    }
+
+    fn name(&self) -> &str {
+        "net"
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queue_sizes(&self) -> &[QueueSize] {
+        &QUEUES
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        session.queue(TRANSMIT)?;
+        session.queue(RECEIVE)?.disable_notification()?;
+        let mut offloads = 0;
+        // All others build on GUEST_CSUM (virtio 1.3 §5.1.3.1), and the TAP refuses them without it.
+        if session.has(VIRTIO_NET_F_GUEST_CSUM) {
+            let agreed = RECEIVE_OFFLOADS.iter().filter(|(feature, _)| session.has(*feature));
+            offloads = agreed.fold(0, |bits, (_, offload)| bits | offload);
+        }
+        // The TAP knows UDP segmentation only for both IP versions.
+        if offloads & (TUN_F_USO4 | TUN_F_USO6) != TUN_F_USO4 | TUN_F_USO6 {
+            offloads &= !(TUN_F_USO4 | TUN_F_USO6);
+        }
+        let host = |source| DeviceError::Host { what: "setting the TAP's offloads", source };
+        self.tap.set_offloads(offloads).map_err(host)?;
+        let format = Format {
+            mergeable: session.has(VIRTIO_NET_F_MRG_RXBUF),
+            room: if offloads & !TUN_F_CSUM == 0 { ORDINARY_FRAME } else { MAX_FRAME },
+            clear_flags: !session.has(VIRTIO_NET_F_GUEST_CSUM),
+        };
+        self.receiver.start(format, &self.tap);
+        self.blocked = false;
+        Ok(())
+    }
+
+    fn reset(&mut self, _session: &mut Session) {
+        self.receiver.clear();
+        // What queues up from here on is for a driver that has not said what it can take.
+        if let Err(error) = self.tap.set_offloads(0) {
+            log::warn!("cannot take back the offloads of a TAP: {error}");
+        }
+    }
+
+    fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {
+        if queue == TRANSMIT {
+            return self.transmit(session.queue(TRANSMIT)?);
+        }
+        let link = self.receiver.refilled(&self.tap, session.queue(RECEIVE)?)?;
+        self.settle_link(link, session);
+        Ok(())
+    }
+
+    fn sources(&self) -> Vec<Source> {
+        // On edges: while the guest has no buffers, a readable TAP must not wake anyone.
+        let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        vec![Source { fd: self.tap.as_raw_fd(), id: 0, events }]
+    }
+
+    fn source_event(&mut self, _id: u16, events: EventSet, session: &mut Session) -> Result<(), DeviceError> {
+        if events.contains(EventSet::OUT) && self.blocked {
+            self.transmit(session.queue(TRANSMIT)?)?;
+        }
+        // An error or hang-up shows up in the read as well.
+        if events.intersects(EventSet::IN | EventSet::ERROR | EventSet::HANG_UP) {
+            let link = self.receiver.readable(&self.tap, session.queue(RECEIVE)?)?;
+            self.settle_link(link, session);
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("rx_packets", self.receiver.packets),
+            ("rx_bytes", self.receiver.bytes),
+            ("rx_drops", self.receiver.drops),
+            ("tx_packets", self.packets),
+            ("tx_bytes", self.bytes),
+            ("tx_drops", self.drops),
+        ]
+    }
+}
+
+fn put(config: &mut [u8], offset: usize, value: &[u8]) {
+    for (to, from) in config.iter_mut().skip(offset).zip(value) {
+        *to = *from;
+    }
+}
+
+#[cfg(test)]
+#[path = "net_test.rs"]
+mod tests;

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From the TAP to the guest: frames are read straight into the buffers that the driver has posted.
+//!
+//! Buffers stay in hand between frames, so that a frame costs one `readv` and no search. A TAP does not tell how long
+//! its next frame is and cuts off what does not fit, so each read ends in a spill buffer of the host's: a frame that
+//! runs into it waits there until the driver has posted the rest of the room.
+
+use std::collections::VecDeque;
+use std::io;
+
+use super::super::{Chain, DeviceError, Queue};
+use super::tap::Tap;
+use super::{HEADER, MAX_FRAME};
+
+/// Frames for one event; the rest is left for the next, so that other devices get their turn.
+const BUDGET: u32 = 128;
+/// The kernel takes 1024 (`UIO_MAXIOV`); one is the spill buffer's, and a chain can add as many as its queue has.
+const MAX_VECTORS: usize = 1023 - 256;
+/// Frames that are thrown away before a driver starts, at most: twice a TAP's usual queue.
+const MAX_STALE: u32 = 1024;
+/// Offset of `num_buffers` in the header (virtio 1.3 §5.1.6).
+const NUM_BUFFERS: usize = 10;
+
+/// What has become of the host's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// The TAP is there.
+    Up,
+    /// The TAP has been deleted.
+    Gone,
+}
+
+/// How the driver wants its frames.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Format {
+    /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
+    pub mergeable: bool,
+    /// Room in bytes that is gathered before a read, where frames may take several chains.
+    pub room: usize,
+    /// The driver does not know header flags (no `VIRTIO_NET_F_GUEST_CSUM`; virtio 1.3 §5.1.6.4.1).
+    pub clear_flags: bool,
+}
+
+struct Buffer {
+    chain: Chain,
+    bytes: usize,
+    vectors: usize,
+}
+
+/// The vectors of all buffers in hand, in order.
+#[derive(Default)]
+struct Vectors(Vec<libc::iovec>);
+
+// SAFETY: the pointers lead into guest memory, which lives as long as the chains that are kept beside them, and which
+// any thread may access.
+unsafe impl Send for Vectors {}
+
+/// A frame of which the first `direct` bytes lie in buffers in hand and the rest in the spill buffer.
+#[derive(Clone, Copy)]
+struct Parked {
+    bytes: usize,
+    direct: usize,
+}
+
+/// The receiving half of a network device.
+pub(super) struct Receiver {
+    format: Format,
+    held: VecDeque<Buffer>,
+    vectors: Vectors,
+    room: usize,
+    spill: Box<[u8]>,
+    parked: Option<Parked>,
+    used: Vec<(u16, u32)>,
+    /// The TAP has not been read dry since it last had something.
+    pending: bool,
+    pub packets: u64,
+    pub bytes: u64,
+    pub drops: u64,
+}
+
+impl Receiver {
+    pub fn new() -> Self {
+        Self {
+            format: Format::default(),
+            held: VecDeque::new(),
+            vectors: Vectors::default(),
+            room: 0,
+            // One byte more than the longest frame: one that fills it has been cut off.
+            spill: vec![0; MAX_FRAME + 1].into_boxed_slice(),
+            parked: None,
+            used: Vec::new(),
+            pending: false,
+            packets: 0,
+            bytes: 0,
+            drops: 0,
+        }
+    }
+
+    /// Gets ready for a new driver, which sees nothing of what came before it: that may have offloads that it has not
+    /// agreed to.
+    pub fn start(&mut self, format: Format, tap: &Tap) {
+        self.clear();
+        self.format = format;
+        for _ in 0..MAX_STALE {
+            if self.read(tap).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Lets go of everything that belongs to the driver.
+    pub fn clear(&mut self) {
+        self.held.clear();
+        self.vectors.0.clear();
+        self.room = 0;
+        self.parked = None;
+        self.pending = false;
+    }
+
+    /// The TAP has frames.
+    pub fn readable(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
+        self.pending = true;
+        self.serve(tap, queue)
+    }
+
+    /// The driver has posted buffers, or asked work is to go on.
+    pub fn refilled(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
+        if self.pending { self.serve(tap, queue) } else { Ok(Link::Up) }
+    }
+
+    fn serve(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
+        let mut link = Link::Up;
+        let mut budget = BUDGET;
+        queue.disable_notification()?;
+        loop {
+            if budget == 0 {
+                queue.reschedule();
+                break;
+            }
+            budget -= 1;
+            self.gather(queue)?;
+            if let Some(parked) = self.parked {
+                if parked.bytes <= self.room {
+                    self.parked = None;
+                    self.deliver(parked, queue)?;
+                    continue;
+                }
+                if self.vectors.0.len() >= usize::from(queue.size().get()) {
+                    // The driver has no descriptor left to post more room with: waiting would be for ever.
+                    self.parked = None;
+                    self.drops += 1;
+                    continue;
+                }
+            }
+            if self.held.is_empty() || self.parked.is_some() {
+                if queue.enable_notification()? {
+                    queue.disable_notification()?;
+                    continue;
+                }
+                // `pending` stays: the driver's next notification goes on here.
+                break;
+            }
+            match self.read(tap) {
+                Ok(bytes) => self.take(bytes, queue)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.pending = false;
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        link = Link::Gone;
+                    }
+                    break;
+                }
+            }
+        }
+        queue.notify_driver()?;
+        Ok(link)
+    }
+
+    /// Takes chains until there is room for a frame, or no more are posted.
+    fn gather(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
+        while !self.has_room() {
+            let Some(chain) = queue.pop()? else { break };
+            let bytes = chain.writable_len();
+            if bytes < HEADER {
+                return Err(DeviceError::Driver("a receive buffer is smaller than the packet header"));
+            }
+            let mut vectors = chain.writer().io_vectors(bytes)?;
+            self.held.push_back(Buffer { chain, bytes, vectors: vectors.len() });
+            self.vectors.0.append(&mut vectors);
+            self.room += bytes;
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        if self.format.mergeable {
+            self.room >= self.format.room.max(self.parked.map_or(0, |parked| parked.bytes))
+                || self.vectors.0.len() > MAX_VECTORS
+        } else {
+            !self.held.is_empty()
+        }
+    }
+
+    /// Reads one frame into the buffers in hand, then the spill buffer; gives its length.
+    fn read(&mut self, tap: &Tap) -> io::Result<usize> {
+        let spill = libc::iovec { iov_base: self.spill.as_mut_ptr().cast(), iov_len: self.spill.len() };
+        self.vectors.0.push(spill);
+        // SAFETY: the vectors lead into guest memory, kept by the chains in hand and never borrowed as a slice, and
+        // into `spill`, which is borrowed mutably here.
+        let result = unsafe { tap.receive(&self.vectors.0) };
+        self.vectors.0.pop();
+        // Only the socket of tests gives an empty read, when its peer is closed.
+        if matches!(result, Ok(0)) { Err(io::ErrorKind::UnexpectedEof.into()) } else { result }
+    }
+
+    /// Decides on a frame of `bytes` that was just read.
+    fn take(&mut self, bytes: usize, queue: &mut Queue) -> Result<(), DeviceError> {
+        if !(HEADER..=MAX_FRAME).contains(&bytes) {
+            self.drops += 1;
+        } else if bytes <= self.room {
+            self.deliver(Parked { bytes, direct: bytes }, queue)?;
+        } else if self.format.mergeable {
+            self.parked = Some(Parked { bytes, direct: self.room });
+        } else {
+            self.drops += 1;
+        }
+        Ok(())
+    }
+
+    /// Gives the frame to the driver, in as many chains as it fills.
+    fn deliver(&mut self, frame: Parked, queue: &mut Queue) -> Result<(), DeviceError> {
+        self.used.clear();
+        let (mut done, mut vectors) = (0, 0);
+        let mut first = None;
+        while done < frame.bytes {
+            let Some(buffer) = self.held.pop_front() else { break };
+            let end = frame.bytes.min(done + buffer.bytes);
+            if end > frame.direct {
+                let start = done.max(frame.direct);
+                let mut writer = buffer.chain.writer();
+                writer.skip(start - done)?;
+                writer.write_all(self.spill.get(start - frame.direct..end - frame.direct).unwrap_or_default())?;
+            }
+            self.used.push((buffer.chain.head(), super::super::chain::used_length(end - done)));
+            self.room -= buffer.bytes;
+            vectors += buffer.vectors;
+            done = end;
+            first.get_or_insert(buffer.chain);
+        }
+        self.vectors.0.drain(..vectors);
+        if let Some(first) = first {
+            let mut header = first.writer();
+            if self.format.clear_flags {
+                header.clone().write_all(&[0])?;
+            }
+            header.skip(NUM_BUFFERS)?;
+            let count = u16::try_from(self.used.len()).unwrap_or(u16::MAX);
+            header.write_all(&count.to_le_bytes())?;
+        }
+        self.packets += 1;
+        self.bytes += (frame.bytes - HEADER) as u64;
+        Ok(queue.push_batch(&self.used)?)
+    }
+}
