@@ -9,6 +9,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+pub mod rng;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod testing;
 
