@@ -3,6 +3,7 @@
 
 pub mod boot;
 pub mod bus;
+pub mod clock;
 pub mod devices;
 pub mod event_loop;
 pub mod guest_log;
