@@ -132,6 +132,8 @@ pub fn open() -> Result<Kvm, Unavailable> {
     // Version 12 is the only one there has been since Linux 2.6.22; the API demands that others are refused.
     match kvm.get_api_version() {
         12 => Ok(kvm),
+        // The node is no KVM and does not know the request.
+        ..0 => Err(Unavailable::NotKvm),
         version => Err(Unavailable::ApiVersion(version)),
     }
 }

@@ -37,8 +37,8 @@ pub enum Unavailable {
     #[error("KVM is loaded, but there is no device node {DEVICE} here, as in a container that was not given it")]
     NoNode,
     /// The path is something else.
-    #[error("{DEVICE} is not a character device")]
-    NotADevice,
+    #[error("{DEVICE} is not KVM's device node")]
+    NotKvm,
     /// The node's mode does not admit this user.
     #[error("permission denied: {DEVICE} belongs to group {group:?} with mode {mode:03o}")]
     Permission {
@@ -75,7 +75,7 @@ impl Unavailable {
             },
             libc::EPERM => Unavailable::Forbidden,
             errno => match fs::metadata(DEVICE) {
-                Ok(node) if !node.file_type().is_char_device() => Unavailable::NotADevice,
+                Ok(node) if !node.file_type().is_char_device() => Unavailable::NotKvm,
                 _ => Unavailable::Open(io::Error::from_raw_os_error(errno)),
             },
         }
@@ -120,9 +120,7 @@ impl Unavailable {
             Unavailable::NoNode => {
                 "in a container: run it with --device /dev/kvm; else: sudo mknod -m 660 /dev/kvm c 10 232".to_owned()
             }
-            Unavailable::NotADevice => {
-                "sudo rm /dev/kvm && sudo udevadm trigger --name-match=kvm --action=add".to_owned()
-            }
+            Unavailable::NotKvm => "sudo rm /dev/kvm && sudo udevadm trigger --name-match=kvm --action=add".to_owned(),
             // Membership of group root would give far more than KVM.
             Unavailable::Permission { group, mode } if group == "root" || mode & 0o060 != 0o060 => {
                 "sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm && sudo usermod -aG kvm $USER, then log in again"
