@@ -38,6 +38,10 @@ const MIN_FRAME: usize = HEADER + 14;
 /// Room for an ordinary frame, where no offload makes longer ones; jumbo frames go by way of the spill buffer.
 const ORDINARY_FRAME: usize = HEADER + 1522;
 
+/// Bytes after which the driver is told without waiting for the end of a batch: it works on them while we go on. A
+/// driver that is at work already has asked not to be interrupted, so this costs nothing then.
+const NOTIFY_EVERY: usize = 64 << 10;
+
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUES: [QueueSize; 2] = [QueueSize::DEFAULT; 2];
@@ -168,7 +172,7 @@ impl Net {
 
     fn transmit(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
         self.blocked = false;
-        let (mut budget, mut bytes) = (TRANSMIT_BUDGET, TRANSMIT_BYTES);
+        let (mut budget, mut bytes, mut untold) = (TRANSMIT_BUDGET, TRANSMIT_BYTES, 0);
         queue.disable_notification()?;
         while budget > 0 && bytes > 0 {
             budget -= 1;
@@ -194,6 +198,11 @@ impl Net {
             }
             queue.push(chain.head(), 0)?;
             bytes = bytes.saturating_sub(length);
+            untold += length;
+            if untold >= NOTIFY_EVERY {
+                untold = 0;
+                queue.notify_driver()?;
+            }
         }
         queue.notify_driver()?;
         queue.reschedule();

@@ -199,6 +199,20 @@ fn a_flood_is_served_in_portions() {
 }
 
 #[test]
+fn the_driver_can_start_on_a_long_batch_before_its_end() {
+    let mut bench = Bench::new(MERGEABLE | GUEST_CSUM);
+    for slot in 0..20 {
+        bench.post(slot, 0x2000);
+    }
+    for seed in 0..3 {
+        bench.host.send(&frame(seed, 40_000)).unwrap();
+    }
+    bench.readable().unwrap();
+    assert_eq!(bench.metric("rx_packets"), 3);
+    assert_eq!(bench.receive.interrupt().line().read().unwrap(), 2);
+}
+
+#[test]
 fn header_flags_are_cleared_for_a_driver_that_does_not_know_them() {
     for (features, flags) in [(MERGEABLE, 0), (MERGEABLE | GUEST_CSUM, 2)] {
         let mut bench = Bench::new(features);

@@ -10,7 +10,7 @@ use std::io;
 
 use super::super::{Chain, DeviceError, Queue};
 use super::tap::Tap;
-use super::{HEADER, MAX_FRAME};
+use super::{HEADER, MAX_FRAME, NOTIFY_EVERY};
 
 /// Frames for one event; the rest is left for the next, so that other devices get their turn.
 const BUDGET: u32 = 128;
@@ -71,6 +71,8 @@ pub(super) struct Receiver {
     spill: Box<[u8]>,
     parked: Option<Parked>,
     used: Vec<(u16, u32)>,
+    /// Bytes given to the driver since it was last told.
+    untold: usize,
     /// The TAP has not been read dry since it last had something.
     pending: bool,
     pub packets: u64,
@@ -89,6 +91,7 @@ impl Receiver {
             spill: vec![0; MAX_FRAME + 1].into_boxed_slice(),
             parked: None,
             used: Vec::new(),
+            untold: 0,
             pending: false,
             packets: 0,
             bytes: 0,
@@ -172,6 +175,7 @@ impl Receiver {
                 }
             }
         }
+        self.untold = 0;
         queue.notify_driver()?;
         Ok(link)
     }
@@ -259,6 +263,12 @@ impl Receiver {
         }
         self.packets += 1;
         self.bytes += (frame.bytes - HEADER) as u64;
-        Ok(queue.push_batch(&self.used)?)
+        queue.push_batch(&self.used)?;
+        self.untold += frame.bytes;
+        if self.untold >= NOTIFY_EVERY {
+            self.untold = 0;
+            queue.notify_driver()?;
+        }
+        Ok(())
     }
 }
