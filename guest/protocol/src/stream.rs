@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Blocking messages over `std::io`.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use crate::{Decoder, Failure, Frame, FrameError, Hello, Message, MessageError, Ready, Text, VERSIONS};
+
+/// Bytes asked for in one read. A hostile length makes nobody allocate more than what has come.
+const CHUNK: usize = 4096;
+
+/// Why no frame could be read.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The stream failed.
+    Io(io::Error),
+    /// The stream ended in the middle of a frame.
+    Truncated,
+    /// The stream is not one of frames.
+    Frame(FrameError),
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(formatter, "reading from the peer failed: {error}"),
+            Self::Truncated => formatter.write_str("the connection ended in the middle of a frame"),
+            Self::Frame(error) => error.fmt(formatter),
+        }
+    }
+}
+
+impl std::error::Error for ReadError {}
+
+/// Reads one frame, and not one byte beyond it; `None` if the stream ends before its first byte.
+///
+/// # Errors
+/// [`ReadError`]. After an error the stream is of no further use.
+pub fn read_frame(stream: &mut impl Read) -> Result<Option<Frame>, ReadError> {
+    let mut decoder = Decoder::new();
+    let mut chunk = [0; CHUNK];
+    loop {
+        let wanted = decoder.wanted().map_err(ReadError::Frame)?.min(CHUNK);
+        let Some(space) = chunk.get_mut(..wanted) else {
+            return Err(ReadError::Truncated);
+        };
+        let count = match stream.read(space) {
+            Ok(0) if decoder.is_between_frames() => return Ok(None),
+            Ok(0) => return Err(ReadError::Truncated),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(ReadError::Io(error)),
+        };
+        let mut bytes = space.get(..count).unwrap_or_default();
+        if let Some(frame) = decoder.feed(&mut bytes).map_err(ReadError::Frame)? {
+            return Ok(Some(frame));
+        }
+    }
+}
+
+/// Writes one frame.
+///
+/// # Errors
+/// Those of the stream; `InvalidInput` if the payload is too long.
+pub fn write_frame(stream: &mut impl Write, frame: &Frame) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    frame.encode(&mut bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    stream.write_all(&bytes)?;
+    stream.flush()
+}
+
+/// Why a request got no good answer.
+#[derive(Debug)]
+pub enum CallError {
+    /// Nothing more could be read.
+    Read(ReadError),
+    /// The request could not be written.
+    Write(io::Error),
+    /// The peer closed the connection before it answered.
+    Closed,
+    /// The peer refused.
+    Refused(Failure),
+    /// The peer's answer cannot be understood.
+    Answer(MessageError),
+    /// The peer answered with a message that does not belong here.
+    Unexpected(Box<Message>),
+    /// No version in common.
+    Version(Hello),
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(error) => error.fmt(formatter),
+            Self::Write(error) => write!(formatter, "writing to the agent failed: {error}"),
+            Self::Closed => formatter.write_str("the agent closed the connection without an answer"),
+            Self::Refused(failure) => {
+                write!(formatter, "the agent refused: {} (code {})", failure.message, failure.code.0)
+            }
+            Self::Answer(error) => {
+                write!(formatter, "the agent's answer is not understood: {error}")
+            }
+            Self::Unexpected(message) => {
+                write!(formatter, "the agent answered with {:?}, which does not belong here", message.message_type())
+            }
+            Self::Version(hello) => write!(
+                formatter,
+                "the agent ({}) speaks protocol versions {} to {}, this host {} to {}: use an agent and a host of the same release",
+                hello.software, hello.versions.oldest, hello.versions.newest, VERSIONS.oldest, VERSIONS.newest
+            ),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+/// The host's end of a connection to an agent, one request at a time.
+#[derive(Debug)]
+pub struct Channel<S> {
+    stream: S,
+    next_id: u32,
+    ready: Ready,
+}
+
+impl<S: Read + Write> Channel<S> {
+    /// Exchanges `Hello`, and waits for the agent to be ready. Set time limits on `stream` beforehand: a guest may say
+    /// nothing for ever.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn open(mut stream: S, software: &str) -> Result<Self, CallError> {
+        let hello = match read_message(&mut stream)? {
+            (_, Message::Hello(hello)) => hello,
+            (_, Message::Error(failure)) => return Err(CallError::Refused(failure)),
+            (_, other) => return Err(CallError::Unexpected(Box::new(other))),
+        };
+        let Some(version) = VERSIONS.common(hello.versions) else {
+            return Err(CallError::Version(hello));
+        };
+        let ours = Message::Hello(Hello { versions: VERSIONS, software: Text::new(software) });
+        write_message(&mut stream, &ours, 1)?;
+        match answer(&mut stream, 1)? {
+            Message::Ready(ready) if ready.version == version => Ok(Self { stream, next_id: 2, ready }),
+            other => Err(CallError::Unexpected(Box::new(other))),
+        }
+    }
+
+    /// What the agent said when it was ready.
+    #[must_use]
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// The stream, to set time limits or to close it.
+    #[must_use]
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Sends a request and waits for its answer; answers to earlier requests are passed over.
+    ///
+    /// # Errors
+    /// [`CallError`]; an `Error` answer is [`CallError::Refused`].
+    pub fn call(&mut self, request: &Message) -> Result<Message, CallError> {
+        let id = self.next_id;
+        // Id 0 means "no request".
+        self.next_id = id.checked_add(1).unwrap_or(1);
+        write_message(&mut self.stream, request, id)?;
+        answer(&mut self.stream, id)
+    }
+}
+
+/// The answer to request `id`.
+fn answer(stream: &mut (impl Read + Write), id: u32) -> Result<Message, CallError> {
+    loop {
+        match read_message(stream)? {
+            (from, Message::Error(failure)) if from == id || from == 0 => {
+                return Err(CallError::Refused(failure));
+            }
+            (from, message) if from == id => return Ok(message),
+            (from, Message::Ping(ping)) => write_message(stream, &Message::Pong(ping), from)?,
+            _ => {}
+        }
+    }
+}
+
+fn read_message(stream: &mut impl Read) -> Result<(u32, Message), CallError> {
+    let frame = read_frame(stream).map_err(CallError::Read)?.ok_or(CallError::Closed)?;
+    let message = Message::from_frame(&frame).map_err(CallError::Answer)?;
+    Ok((frame.id, message))
+}
+
+fn write_message(stream: &mut impl Write, message: &Message, id: u32) -> Result<(), CallError> {
+    let too_long = |error| CallError::Write(io::Error::new(io::ErrorKind::InvalidInput, error));
+    write_frame(stream, &message.to_frame(id).map_err(too_long)?).map_err(CallError::Write)
+}
