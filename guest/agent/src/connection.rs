@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One connection from the host.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use coracle_protocol::{Decoder, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Text, VERSIONS};
+use rustix::event::PollFlags;
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+
+use crate::{facts, mounts};
+
+/// Bytes read at once. Also bounds what waits to be sent: nothing is read while something does.
+const CHUNK: usize = 2048;
+
+/// What a host's requests ask of the agent as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing.
+    Continue,
+    /// To end this connection.
+    Close,
+    /// To end the machine.
+    End(Shutdown),
+}
+
+/// One connection from the host.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    decoder: Decoder,
+    unsent: Vec<u8>,
+    greeted: bool,
+    closing: bool,
+}
+
+impl Connection {
+    /// Greets the host on `socket`, which does not block.
+    pub fn new(socket: OwnedFd) -> Self {
+        let mut connection =
+            Self { socket, decoder: Decoder::new(), unsent: Vec::new(), greeted: false, closing: false };
+        let software = Text::new(concat!("coracle-agent ", env!("CARGO_PKG_VERSION")));
+        connection.say(0, &Message::Hello(Hello { versions: VERSIONS, software }));
+        connection
+    }
+
+    /// Refuses the host on `socket`.
+    pub fn refuse(socket: OwnedFd) {
+        let mut connection = Self::new(socket);
+        connection.unsent.clear();
+        connection.say_error(0, ErrorCode::TOO_MANY_CONNECTIONS, "too many connections: close one of the others");
+        let _ = connection.flush();
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    /// What the connection waits for.
+    pub fn interest(&self) -> PollFlags {
+        if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::OUT }
+    }
+
+    /// Goes on after the socket became ready.
+    pub fn advance(&mut self) -> Outcome {
+        if self.flush().is_err() {
+            return Outcome::Close;
+        }
+        if !self.unsent.is_empty() {
+            return Outcome::Continue;
+        }
+        if self.closing {
+            return Outcome::Close;
+        }
+        let mut chunk = [0; CHUNK];
+        let count = match recv(&self.socket, &mut chunk, RecvFlags::empty()) {
+            Ok((0, _)) => return Outcome::Close,
+            Ok((count, _)) => count,
+            Err(Errno::AGAIN | Errno::INTR) => return Outcome::Continue,
+            Err(_) => return Outcome::Close,
+        };
+        let outcome = self.take(chunk.get(..count).unwrap_or_default());
+        match self.flush() {
+            Ok(()) if self.closing && self.unsent.is_empty() => Outcome::Close,
+            Ok(()) => outcome,
+            // An end that was asked for is an end, whether or not anyone hears the answer.
+            Err(_) if matches!(outcome, Outcome::End(_)) => outcome,
+            Err(_) => Outcome::Close,
+        }
+    }
+
+    /// Sends as much as the socket takes.
+    pub fn flush(&mut self) -> Result<(), Errno> {
+        while !self.unsent.is_empty() {
+            match send(&self.socket, &self.unsent, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(count) => drop(self.unsent.drain(..count)),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) -> Outcome {
+        while !self.closing {
+            match self.decoder.feed(&mut bytes) {
+                Ok(Some(frame)) => {
+                    if let Outcome::End(shutdown) = self.handle(&frame) {
+                        return Outcome::End(shutdown);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => self.close_with(0, ErrorCode::MALFORMED, &format!("{error}")),
+            }
+        }
+        Outcome::Continue
+    }
+
+    fn handle(&mut self, frame: &Frame) -> Outcome {
+        let id = frame.id;
+        match Message::from_frame(frame) {
+            Err(error) => self.say_error(id, error.code(), &format!("{error}")),
+            Ok(Message::Hello(hello)) => self.greet(id, &hello),
+            // Neither asks for anything.
+            Ok(Message::Pong(_) | Message::Error(_)) => {}
+            Ok(_) if !self.greeted => {
+                self.say_error(id, ErrorCode::OUT_OF_PLACE, "the first message must be Hello");
+            }
+            Ok(Message::Ping(Ping { token })) => self.say(id, &Message::Pong(Ping { token })),
+            Ok(Message::Prepare) => match mounts::prepare() {
+                Ok(()) => self.say(id, &Message::Ack),
+                Err(failed) => {
+                    let text = format!("mounting {} failed: {}", failed.at.to_string_lossy(), failed.error);
+                    self.say_error(id, ErrorCode::FAILED, &text);
+                }
+            },
+            Ok(Message::Shutdown(shutdown)) => {
+                self.say(id, &Message::Ack);
+                return Outcome::End(shutdown);
+            }
+            Ok(Message::Ready(_) | Message::Ack) => {
+                self.say_error(id, ErrorCode::OUT_OF_PLACE, "only an agent sends this message");
+            }
+        }
+        Outcome::Continue
+    }
+
+    fn greet(&mut self, id: u32, hello: &Hello) {
+        match VERSIONS.common(hello.versions) {
+            Some(version) => {
+                self.greeted = true;
+                self.say(id, &Message::Ready(Ready { version, facts: facts::collect() }));
+            }
+            None => {
+                let text = format!(
+                    "{} speaks protocol versions {} to {}, this agent {} to {}",
+                    hello.software, hello.versions.oldest, hello.versions.newest, VERSIONS.oldest, VERSIONS.newest
+                );
+                self.close_with(id, ErrorCode::UNSUPPORTED_VERSION, &text);
+            }
+        }
+    }
+
+    fn close_with(&mut self, id: u32, code: ErrorCode, text: &str) {
+        self.say_error(id, code, text);
+        self.closing = true;
+    }
+
+    fn say_error(&mut self, id: u32, code: ErrorCode, text: &str) {
+        self.say(id, &Message::Error(Failure { code, message: Text::new(text) }));
+    }
+
+    fn say(&mut self, id: u32, message: &Message) {
+        if message.encode(id, &mut self.unsent).is_err() {
+            // Unreachable with today's messages, all far below the limit; a lost answer must not hang the host.
+            self.closing = true;
+        }
+    }
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+//! I/O ports of the VMM, through `/dev/port`.
+
+use core::ffi::CStr;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+
+/// Character device 1,4: a byte at offset *n* is I/O port *n*. The initramfs has the node, so that no mount is needed.
+pub const DEV_PORT: &CStr = c"/dev/port";
+
+/// Access to I/O ports, if the kernel has it.
+#[derive(Debug)]
+pub struct IoPorts(Option<OwnedFd>);
+
+impl IoPorts {
+    /// Opens `path`. A kernel without `CONFIG_DEVPORT` only loses time stamps and the fast power-off, so that is no
+    /// error.
+    #[must_use]
+    pub fn open(path: &CStr) -> Self {
+        Self(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok())
+    }
+
+    /// Writes `byte` to `port`. A port that no device listens to swallows it.
+    pub fn write(&self, port: u16, byte: u8) {
+        if let Some(device) = &self.0 {
+            // Every port exists, so there is no failure to tell of.
+            let _ = rustix::io::pwrite(device, &[byte], port.into());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+//! System calls that rustix does not have, or not without libc.
+
+use core::arch::asm;
+use core::ffi::{CStr, c_char};
+
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::io::{Errno, Result};
+use rustix::process::Pid;
+
+const FORK: usize = 57;
+const EXECVE: usize = 59;
+const KILL: usize = 62;
+const RT_SIGPROCMASK: usize = 14;
+const CLOCK_GETTIME: usize = 228;
+const EXIT_GROUP: usize = 231;
+const SIGNALFD4: usize = 289;
+
+const CLOCK_BOOTTIME: usize = 7;
+const SIG_SETMASK: usize = 2;
+/// Bytes of the kernel's `sigset_t`.
+const SIGSET_SIZE: usize = 8;
+/// `SFD_NONBLOCK | SFD_CLOEXEC`.
+const SFD_FLAGS: usize = 0o2_004_000;
+
+/// The signal set that has SIGCHLD (17) only.
+pub const SIGCHLD_ONLY: u64 = 1 << 16;
+/// SIGTERM.
+pub const SIGTERM: u8 = 15;
+/// SIGKILL.
+pub const SIGKILL: u8 = 9;
+
+/// # Safety
+/// The arguments are what the system call demands; pointers among them stay valid while it runs.
+unsafe fn call(number: usize, a: usize, b: usize, c: usize, d: usize) -> Result<usize> {
+    let result: usize;
+    // SAFETY: the kernel changes rax, rcx, r11, and the memory that the arguments point to.
+    unsafe {
+        asm!("syscall", inout("rax") number => result, in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d,
+            out("rcx") _, out("r11") _, options(nostack));
+    }
+    // The kernel returns errors as the last 4095 numbers (System V ABI, A.2.1).
+    match i32::try_from(result.wrapping_neg()) {
+        Ok(error @ 1..=4095) => Err(Errno::from_raw_os_error(error)),
+        _ => Ok(result),
+    }
+}
+
+/// The two sides of a fork.
+pub enum Fork {
+    /// In the child.
+    Child,
+    /// In the parent, with the child's id.
+    Parent(Pid),
+}
+
+/// Duplicates the process.
+///
+/// # Safety
+/// Until it calls [`exec`] or [`exit`], the child does nothing but system calls.
+pub unsafe fn fork() -> Result<Fork> {
+    // SAFETY: fork(2) takes no arguments.
+    let id = unsafe { call(FORK, 0, 0, 0, 0) }?;
+    Ok(match i32::try_from(id).ok().and_then(Pid::from_raw) {
+        Some(pid) => Fork::Parent(pid),
+        None => Fork::Child,
+    })
+}
+
+/// Becomes another program; returns only if that fails.
+pub fn exec(program: &CStr, arguments: &[*const c_char], environment: &[*const c_char]) -> Errno {
+    assert!(ends_with_null(arguments) && ends_with_null(environment), "unterminated argument list");
+    // SAFETY: the strings are terminated, and so are both lists. Their pointers come from C strings: a wrong one is
+    // EFAULT, since it is the kernel that follows it.
+    let result =
+        unsafe { call(EXECVE, program.as_ptr().addr(), arguments.as_ptr().addr(), environment.as_ptr().addr(), 0) };
+    result.err().unwrap_or(Errno::NOEXEC)
+}
+
+fn ends_with_null(list: &[*const c_char]) -> bool {
+    list.last().is_some_and(|last| last.is_null())
+}
+
+/// Ends the process.
+pub fn exit(status: u8) -> ! {
+    loop {
+        // SAFETY: exit_group(2) takes a number, and does not return.
+        let _ = unsafe { call(EXIT_GROUP, status.into(), 0, 0, 0) };
+    }
+}
+
+/// Sends `signal` to every process but PID 1.
+pub fn kill_all(signal: u8) {
+    // SAFETY: kill(2) takes two numbers. It fails only if there is nobody to kill.
+    let _ = unsafe { call(KILL, usize::MAX, signal.into(), 0, 0) };
+}
+
+/// Blocks exactly the signals in `set`.
+pub fn block_signals(set: u64) {
+    let set = &raw const set;
+    // SAFETY: `set` is valid for the call; no old set is asked for. With these arguments it cannot fail.
+    let _ = unsafe { call(RT_SIGPROCMASK, SIG_SETMASK, set.addr(), 0, SIGSET_SIZE) };
+}
+
+/// A descriptor that is readable while a signal in `set` is pending.
+pub fn signalfd(set: u64) -> Result<OwnedFd> {
+    let set = &raw const set;
+    // SAFETY: `set` is valid for the call; -1 asks for a new descriptor.
+    let fd = unsafe { call(SIGNALFD4, usize::MAX, set.addr(), SIGSET_SIZE, SFD_FLAGS) }?;
+    let fd = i32::try_from(fd).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just made it for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Milliseconds since the kernel started. Not through the vDSO: finding that takes more faults than this call.
+pub fn uptime_ms() -> u64 {
+    let mut time = [0u64; 2];
+    // SAFETY: `time` has the layout of a 64-bit `struct timespec` and is valid for the call.
+    let _ = unsafe { call(CLOCK_GETTIME, CLOCK_BOOTTIME, (&raw mut time).addr(), 0, 0) };
+    let [seconds, nanoseconds] = time;
+    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
+}
+
+/// Writes to the console. It may be absent, and then there is nobody to tell.
+pub fn say(text: &[u8]) {
+    // SAFETY: the kernel opens descriptors 0 to 2 for PID 1, or it has no console, and then writing to 2 fails.
+    let console = unsafe { BorrowedFd::borrow_raw(2) };
+    debug_assert_eq!(console.as_raw_fd(), 2);
+    let _ = rustix::io::write(console, text);
+}
