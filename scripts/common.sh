@@ -23,3 +23,5 @@ need() {
 
 # Debian leaves the system's own programs out of a user's path.
 PATH=$PATH:/usr/sbin:/sbin
+# Where rustup puts Rust, which is in the path only of shells started after it.
+PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin

@@ -12,6 +12,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod testing;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
