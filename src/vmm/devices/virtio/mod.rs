@@ -4,6 +4,7 @@
 //! A device implements [`VirtioDevice`] and is driven by a [`mmio::Transport`]: what a driver has set up lives in a
 //! [`Session`], made at `DRIVER_OK` and dropped at reset, so that no device ever sees a half-configured queue.
 
+pub mod balloon;
 pub mod chain;
 pub mod interrupt;
 pub mod mmio;

@@ -15,7 +15,7 @@ const TABLE: u64 = 0x1000;
 const AVAILABLE: u64 = 0x3000;
 const USED: u64 = 0x5000;
 /// Distance between the rings of two queues.
-const STRIDE: u64 = 0x8000;
+const STRIDE: u64 = 0x6000;
 const MEMORY: u64 = 16 << 20;
 
 /// A raw split-ring descriptor (virtio 1.3 §2.7.5), any value allowed.
@@ -59,7 +59,7 @@ impl FakeDriver {
     /// # Panics
     /// As [`FakeDriver::new`].
     pub fn with(memory: Arc<Ram>, interrupt: Interrupt, number: u64, size: u16) -> Self {
-        assert!(size <= 256 && number < 4);
+        assert!(size <= 256 && number < 5);
         let size = QueueSize::new(size).expect("a power of two");
         let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
         Self { memory, interrupt, kick, base: number * STRIDE, size, next_descriptor: 0, available: 0, used: 0 }
