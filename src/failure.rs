@@ -3,11 +3,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Exit status where Coracle itself has failed, as opposed to what it runs (Docker's convention).
 pub const EXIT_FAILURE: u8 = 125;
 
 /// A failure in three lines.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What failed, on which object, in the user's own spelling: "cannot read kernel `vmlinux`".
     pub what: String,

@@ -3,4 +3,5 @@
 pub mod cache;
 pub mod failure;
 pub mod logging;
+pub mod signals;
 pub mod vmm;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line: one file per verb, flags and printing only.
 
+mod boot;
 mod completion;
 mod doctor;
 mod error;
@@ -23,6 +24,8 @@ const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle its
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Boot a guest from a kernel image.
+    Boot(Box<boot::BootArgs>),
     /// Tell whether this host can run microVMs, and what is missing.
     Doctor(doctor::DoctorArgs),
     /// Show the version, and the kind of host.
@@ -44,6 +47,7 @@ enum Format {
 /// Parses the command line, runs the verb, and reports its failure.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
+        Verb::Boot(args) => boot::run(&args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Version(args) => version::run(args),
         Verb::Completion(args) => completion::run(args),

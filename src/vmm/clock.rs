@@ -7,6 +7,12 @@ pub fn monotonic_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
+/// Processor time of this process, all its threads included, in nanoseconds.
+pub fn process_cpu_ns() -> u64 {
+    let (seconds, nanoseconds) = read(libc::CLOCK_PROCESS_CPUTIME_ID);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
 /// Seconds since 1970, UTC.
 pub fn utc_seconds() -> u64 {
     read(libc::CLOCK_REALTIME).0
@@ -14,7 +20,7 @@ pub fn utc_seconds() -> u64 {
 
 fn read(clock: libc::clockid_t) -> (u64, u64) {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for the result. Both clocks always exist, so the call cannot fail.
+    // SAFETY: `time` is a valid place for the result. These clocks always exist, so the call cannot fail.
     unsafe { libc::clock_gettime(clock, &mut time) };
     (u64::try_from(time.tv_sec).unwrap_or(0), u64::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -3,9 +3,9 @@
 
 use super::MmioDevice;
 
-/// Words for every guest: console on the serial port, reset through the keyboard controller (the fastest way that the
+/// Words for every guest: reset through the keyboard controller (the fastest way that the
 /// VMM sees), and no waiting after a panic.
-pub const DEFAULT_WORDS: &str = "console=ttyS0 reboot=k panic=-1";
+pub const DEFAULT_WORDS: &str = "reboot=k panic=-1";
 
 /// A command line that cannot be given to a kernel.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -124,7 +124,7 @@ mod tests {
         line.add(DEFAULT_WORDS).unwrap();
         line.add_users("  panic=5 -- single ").unwrap();
         line.add_mmio_device(&MmioDevice { address: 0xd000_0000, size: 4096, gsi: 5 });
-        let want = "console=ttyS0 reboot=k panic=-1 virtio_mmio.device=4K@0xd0000000:5 panic=5 -- single";
+        let want = "reboot=k panic=-1 virtio_mmio.device=4K@0xd0000000:5 panic=5 -- single";
         assert_eq!(line.finish(2047).unwrap(), want);
     }
 

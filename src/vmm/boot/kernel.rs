@@ -30,7 +30,8 @@ pub enum Protocol {
 }
 
 /// Which boot protocol to use.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ProtocolChoice {
     /// The 64-bit protocol for Linux, since it has fewer instructions to execute; PVH for other kernels that offer it.
     #[default]

@@ -15,7 +15,6 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::nonblocking::NonBlocking;
 use super::token_bucket::TokenBucket;
-use crate::vmm::clock::monotonic_ns;
 
 /// Bytes that wait for a slow reader.
 const BOUND: usize = 256 << 10;
@@ -41,7 +40,7 @@ pub struct ConsoleOutput {
     timer: TimerFd,
     armed: bool,
     pause: Duration,
-    first_byte_ns: Option<u64>,
+    on_first_byte: Option<Box<dyn FnOnce() + Send>>,
     bytes: u64,
 }
 
@@ -64,7 +63,7 @@ impl ConsoleOutput {
     /// The kernel's, where it gives no timer.
     pub fn new() -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { sinks: Vec::new(), timer, armed: false, pause: GATHER_TIME, first_byte_ns: None, bytes: 0 })
+        Ok(Self { sinks: Vec::new(), timer, armed: false, pause: GATHER_TIME, on_first_byte: None, bytes: 0 })
     }
 
     /// Adds a terminal, pipe or socket. While it is slow, the guest is.
@@ -85,12 +84,21 @@ impl ConsoleOutput {
         Ok(self)
     }
 
+    /// Calls `call` when the guest's first byte comes, on the thread that brings it.
+    #[must_use]
+    pub fn on_first_byte(mut self, call: impl FnOnce() + Send + 'static) -> Self {
+        self.on_first_byte = Some(Box::new(call));
+        self
+    }
+
     /// Takes all of `bytes`. Never blocks.
     pub fn push(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        self.first_byte_ns.get_or_insert_with(monotonic_ns);
+        if let Some(call) = self.on_first_byte.take() {
+            call();
+        }
         self.bytes = self.bytes.saturating_add(bytes.len() as u64);
         for sink in &mut self.sinks {
             sink.push(bytes);
@@ -144,11 +152,6 @@ impl ConsoleOutput {
             std::thread::sleep(GATHER_TIME);
             self.write_out();
         }
-    }
-
-    /// When the guest's first byte came, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub fn first_byte_ns(&self) -> Option<u64> {
-        self.first_byte_ns
     }
 
     /// Bytes that the guest wrote, and how many of them a reader did not get.

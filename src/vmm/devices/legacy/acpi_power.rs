@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::vmm::bus::BusDevice;
-use crate::vmm::devices::exit::{ExitLine, GuestExit};
+use crate::vmm::devices::exit::{ExitLine, GuestEnd};
 
 /// What the `\_S5` package of the DSDT gives as its sleep type.
 pub const S5_SLEEP_TYPE: u8 = 5;
@@ -42,9 +42,9 @@ impl BusDevice for AcpiPower {
             (SLEEP_CONTROL, &[value])
                 if value & (SLEEP_ENABLE | SLEEP_TYPE_MASK) == SLEEP_ENABLE | S5_SLEEP_TYPE << 2 =>
             {
-                self.exit.request(GuestExit::PowerOff);
+                self.exit.request(GuestEnd::PowerOff);
             }
-            (RESET, &[RESET_VALUE]) => self.exit.request(GuestExit::Reboot),
+            (RESET, &[RESET_VALUE]) => self.exit.request(GuestEnd::Reboot),
             _ => {}
         }
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use crate::vmm::layout::{ACPI_RESET_PORT, ACPI_SLEEP_CONTROL_PORT};
 
-    fn after(offset: u64, data: &[u8]) -> Option<GuestExit> {
+    fn after(offset: u64, data: &[u8]) -> Option<GuestEnd> {
         let exit = Arc::new(ExitLine::new().unwrap());
         AcpiPower::new(Arc::clone(&exit)).write(offset, data);
         exit.reason()
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn sleep_type_5_with_enable_powers_off() {
-        assert_eq!(after(SLEEP_CONTROL, &[0x34]), Some(GuestExit::PowerOff));
+        assert_eq!(after(SLEEP_CONTROL, &[0x34]), Some(GuestEnd::PowerOff));
         // Type without enable, enable of another type, and a word.
         for data in [&[0x14u8][..], &[0x20], &[0x38], &[0x34, 0]] {
             assert_eq!(after(SLEEP_CONTROL, data), None, "{data:?}");
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn the_reset_value_resets() {
-        assert_eq!(after(RESET, &[1]), Some(GuestExit::Reboot));
+        assert_eq!(after(RESET, &[1]), Some(GuestEnd::Reboot));
         assert_eq!(after(RESET, &[0]), None);
         assert_eq!(after(1, &[0x34]), None);
     }

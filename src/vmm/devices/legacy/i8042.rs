@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vmm::bus::BusDevice;
-use crate::vmm::devices::exit::{ExitLine, GuestExit};
+use crate::vmm::devices::exit::{ExitLine, GuestEnd};
 
 /// Offset of system control port B.
 const CONTROL_B: u64 = 1;
@@ -46,7 +46,7 @@ impl BusDevice for I8042 {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if (offset, data) == (COMMAND, &[PULSE_RESET]) {
-            self.exit.request(GuestExit::Reboot);
+            self.exit.request(GuestEnd::Reboot);
         }
     }
 }
@@ -66,7 +66,7 @@ mod tests {
             assert_eq!(exit.reason(), None, "{offset} {data:?}");
         }
         controller.write(COMMAND, &[0xfe]);
-        assert_eq!(exit.reason(), Some(GuestExit::Reboot));
+        assert_eq!(exit.reason(), Some(GuestEnd::Reboot));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //! The few devices behind I/O ports that a PC kernel cannot do without.
 
 mod acpi_power;
-mod boot_timer;
 mod cmos;
 mod fixed_port;
 mod i8042;
@@ -10,7 +9,6 @@ mod pvpanic;
 mod serial;
 
 pub use acpi_power::{AcpiPower, S5_SLEEP_TYPE};
-pub use boot_timer::{BootMark, BootTimer};
 pub use cmos::Cmos;
 pub use fixed_port::FixedPort;
 pub use i8042::I8042;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::vmm::bus::BusDevice;
-use crate::vmm::devices::exit::{ExitLine, GuestExit};
+use crate::vmm::devices::exit::{ExitLine, GuestEnd};
 
 const PANICKED: u8 = 1;
 const CRASH_LOADED: u8 = 2;
@@ -42,9 +42,9 @@ impl BusDevice for PvPanic {
             self.crash_kernel.store(true, Ordering::Relaxed);
         }
         if events & PANICKED != 0 {
-            self.exit.request(GuestExit::Panic);
+            self.exit.request(GuestEnd::Panic);
         } else if events & SHUTDOWN != 0 {
-            self.exit.request(GuestExit::PowerOff);
+            self.exit.request(GuestEnd::PowerOff);
         }
     }
 }
@@ -58,10 +58,10 @@ mod tests {
         for (events, crash, reason) in [
             (0, false, None),
             (0xf8, false, None),
-            (1, false, Some(GuestExit::Panic)),
+            (1, false, Some(GuestEnd::Panic)),
             (2, true, None),
-            (4, false, Some(GuestExit::PowerOff)),
-            (7, true, Some(GuestExit::Panic)),
+            (4, false, Some(GuestEnd::PowerOff)),
+            (7, true, Some(GuestEnd::Panic)),
         ] {
             let exit = Arc::new(ExitLine::new().unwrap());
             let port = PvPanic::new(Arc::clone(&exit));

@@ -92,11 +92,6 @@ impl Serial {
         self.lock().uart.writer_mut().finish(limit);
     }
 
-    /// When the guest's first byte came, in nanoseconds of `CLOCK_MONOTONIC`.
-    pub fn first_output_ns(&self) -> Option<u64> {
-        self.lock().uart.writer().first_byte_ns()
-    }
-
     /// Counters for the control socket's `metrics`.
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let state = self.lock();

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The words of `coracle boot`, and what they mean.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use coracle::vmm::boot::ProtocolChoice;
+use coracle::vmm::config::{ConsoleKind, MachineConfig};
+use coracle::vmm::devices::virtio::net::NetConfig;
+
+const EXAMPLES: &str = "\
+Examples:
+  coracle boot vmlinux --initrd initramfs.cpio           a kernel and its first programs
+  coracle boot bzImage --disk root.img --cmdline 'root=/dev/vda rw'
+  coracle boot vmlinux --initrd i.cpio --net tap=tap0 --vsock /tmp/vm.sock --cpus 2 --memory 512M
+  coracle boot vmlinux --initrd i.cpio --console none --timings=json
+  coracle boot vmlinux --initrd i.cpio --profile=boot.svg
+
+On the console, Ctrl-] ends the VM.
+
+Exit status: 0 the guest switched itself off, 100 it asked for a reboot, 101 its kernel panicked,
+102 it ended in a triple fault, 103 it was stopped from outside, 125 Coracle failed, 2 wrong usage.";
+
+/// Boot a guest from a kernel image.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct BootArgs {
+    /// Kernel: an ELF `vmlinux` or a `bzImage`.
+    pub kernel: PathBuf,
+    /// Initial RAM file system (a cpio archive, compressed or not).
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Attach a network card to a TAP device: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]. Repeat for more.
+    #[arg(long = "net", value_name = "tap=NAME[,mac=…]", value_parser = net)]
+    pub nets: Vec<NetConfig>,
+    /// Number of vCPUs, 1 to 8.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub cpus: u32,
+    /// Guest memory, in MiB or with a unit (K, M, G).
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = memory_mib)]
+    pub memory: u64,
+    /// Words for the kernel's command line; they come last and so count.
+    #[arg(long, value_name = "WORDS", default_value = "", hide_default_value = true)]
+    pub cmdline: String,
+    /// Give the kernel only the words of --cmdline.
+    #[arg(long)]
+    pub no_default_cmdline: bool,
+    /// The guest's console.
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    pub console: ConsoleArg,
+    /// Append the console's output to FILE as well.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Tell when the boot reached which stage, and what it had cost by then: `--timings` or `--timings=json`.
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub timings: Option<TimingsFormat>,
+    /// Tell where the guest spends its time; with =FILE also as folded stacks, or as a flame graph where it ends in .svg.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub profile: Option<PathBuf>,
+    /// Microseconds between two samples of the profile.
+    #[arg(long, value_name = "µs", default_value_t = 1000, requires = "profile", value_parser = clap::value_parser!(u64).range(100..))]
+    pub profile_interval: u64,
+    /// How the kernel is entered.
+    #[arg(long, value_name = "PROTOCOL", value_enum, default_value_t)]
+    pub protocol: ProtocolArg,
+    /// Leave the entropy device out.
+    #[arg(long)]
+    pub no_rng: bool,
+    /// Leave the memory balloon out.
+    #[arg(long)]
+    pub no_balloon: bool,
+    /// Also take requests (info, metrics, pause, resume, stop) on a unix socket at PATH.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// See [`ConsoleKind`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ConsoleArg {
+    /// 16550 serial port (ttyS0)
+    #[default]
+    Serial,
+    /// virtio console (hvc0): faster, knows the terminal's size
+    Virtio,
+    /// no console
+    None,
+}
+
+/// How `--timings` prints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TimingsFormat {
+    /// A line a stage, on standard error
+    Table,
+    /// An array of objects, on standard error
+    Json,
+}
+
+/// See [`ProtocolChoice`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProtocolArg {
+    /// Linux 64-bit protocol where the kernel has it, else PVH
+    #[default]
+    Auto,
+    /// Linux 64-bit boot protocol
+    Linux,
+    /// PVH
+    Pvh,
+}
+
+impl BootArgs {
+    /// The VM that these words describe.
+    pub fn config(&self) -> MachineConfig {
+        let console = match self.console {
+            ConsoleArg::Serial => ConsoleKind::Serial,
+            ConsoleArg::Virtio => ConsoleKind::Virtio,
+            ConsoleArg::None => ConsoleKind::None,
+        };
+        let protocol = match self.protocol {
+            ProtocolArg::Auto => ProtocolChoice::Auto,
+            ProtocolArg::Linux => ProtocolChoice::Linux64,
+            ProtocolArg::Pvh => ProtocolChoice::Pvh,
+        };
+        MachineConfig {
+            kernel: self.kernel.clone(),
+            protocol,
+            initrd: self.initrd.clone(),
+            command_line: self.cmdline.clone(),
+            default_command_line: !self.no_default_cmdline,
+            cpus: self.cpus,
+            memory_mib: self.memory,
+            console,
+            log_file: self.log_file.clone(),
+            nets: self.nets.clone(),
+            rng: !self.no_rng,
+            balloon: !self.no_balloon,
+            launched_ns: None,
+            sample_interval_us: self.profile.is_some().then_some(self.profile_interval),
+            control: self.control.clone(),
+        }
+    }
+}
+
+/// `tap=NAME[,mac=ADDRESS]`.
+fn net(text: &str) -> Result<NetConfig, String> {
+    let (mut tap, mut mac) = (None, None);
+    for word in split(text) {
+        match word.split_once('=') {
+            Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
+            Some(("mac", address)) => mac = Some(address.parse().map_err(|error| format!("mac={address}: {error}"))?),
+            _ => return Err(format!("unknown option `{word}`: there are `tap=NAME` and `mac=ADDRESS`")),
+        }
+    }
+    Ok(NetConfig { tap: tap.ok_or("`tap=NAME` is missing")?, mac })
+}
+
+/// Splits at commas; two commas in a row are one that belongs to the word.
+fn split(text: &str) -> impl Iterator<Item = String> {
+    let mut words = vec![String::new()];
+    let mut letters = text.chars().peekable();
+    while let Some(letter) = letters.next() {
+        if letter == ',' && letters.next_if_eq(&',').is_none() {
+            words.push(String::new());
+        } else if let Some(word) = words.last_mut() {
+            word.push(letter);
+        }
+    }
+    words.into_iter()
+}
+
+/// A size in MiB: a number of MiB, or with K, M or G (and an optional B or iB) after it.
+fn memory_mib(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase();
+    let number: u64 = digits.parse().map_err(|_| "a number of MiB, or one with K, M or G after it".to_owned())?;
+    let bytes_shift = match unit.trim_end_matches("ib").trim_end_matches('b') {
+        "" | "m" => 20,
+        "k" => 10,
+        "g" => 30,
+        _ => return Err(format!("unknown unit `{unit}`: there are K, M and G")),
+    };
+    let bytes = number.checked_mul(1 << bytes_shift).ok_or("too large")?;
+    if bytes.is_multiple_of(1 << 20) { Ok(bytes >> 20) } else { Err("not a whole number of MiB".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_are_read() {
+        assert_eq!(net("tap=tap0").unwrap().tap, "tap0");
+        assert!(net("tap=tap0,mac=02:00:00:00:00:01").unwrap().mac.is_some());
+        for text in ["", "tap=", "tap0", "mac=02:00:00:00:00:01", "tap=a,mac=02:00", "tap=a,b=c"] {
+            assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_read_with_units() {
+        for (text, mib) in [("128", 128), ("128M", 128), ("1G", 1024), ("2GiB", 2048), ("2048k", 2), ("512mb", 512)] {
+            assert_eq!(memory_mib(text), Ok(mib), "{text}");
+        }
+        for text in ["", "G", "1T", "1.5G", "-1", "1000K", "99999999999G"] {
+            assert!(memory_mib(text).is_err(), "{text}");
+        }
+    }
+}

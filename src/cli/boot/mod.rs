@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle boot`: a guest from a kernel image, its console on the terminal.
+
+mod args;
+mod child;
+mod profile;
+mod relay;
+mod terminal;
+mod timings;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use coracle::failure::Failure;
+use coracle::signals;
+use coracle::vmm::config::ConsoleKind;
+use coracle::vmm::control::Event;
+use coracle::vmm::devices::exit::GuestEnd;
+use coracle::vmm::host::{Host, Vendor};
+use coracle::vmm::stages::Mark;
+
+pub use args::BootArgs;
+use args::TimingsFormat;
+use profile::Profile;
+use relay::Ending;
+use terminal::RawTerminal;
+
+/// Boots the guest and stays with it to its end.
+///
+/// # Errors
+/// What could not be done, in three lines.
+pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config();
+    let takes_input = config.console != ConsoleKind::None;
+    let ended_by = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH];
+    let signals = signals::readable(&ended_by).context("cannot catch signals")?;
+    let mut marks: Vec<Mark> = Vec::new();
+    let mut profile = args.profile.as_ref().map(|_| Profile::new(&args.kernel));
+    let mut vmm = child::Vmm::start(config)?;
+    let raw = if takes_input { RawTerminal::enter().context("cannot make the terminal raw")? } else { None };
+    let ending = relay::relay(&vmm, &signals, takes_input, |event| match event {
+        Event::Stage(mark) => marks.push(mark.clone()),
+        Event::Samples { samples } => {
+            if let Some(profile) = &mut profile {
+                samples.iter().for_each(|sample| profile.add(sample));
+            }
+        }
+        Event::End { .. } | Event::Failed(_) => {}
+    });
+    drop(raw);
+    let status = vmm.wait().context("cannot wait for the VMM")?;
+    if let Some(format) = args.timings {
+        print_timings(&marks, format)?;
+    }
+    if let (Some(profile), Some(path)) = (&profile, &args.profile) {
+        eprint!("{}", profile.table());
+        if !path.as_os_str().is_empty() {
+            profile.write(path)?;
+        }
+    }
+    match ending.context("cannot follow the guest")? {
+        Ending::Guest(end) => {
+            say(end);
+            Ok(ExitCode::from(end.exit_code()))
+        }
+        Ending::Failed(failure) => Err(failure.into()),
+        Ending::Vanished => {
+            let why = format!("the VMM ended with status {status} and told no reason");
+            let advice = "look at what it printed above and at the host's kernel log (`dmesg`)";
+            Err(Failure::new("the microVM is gone", why, advice).into())
+        }
+    }
+}
+
+/// An ending that the user did not see coming gets a word.
+fn say(end: GuestEnd) {
+    match end {
+        GuestEnd::PowerOff | GuestEnd::Stopped => {}
+        GuestEnd::Reboot => eprintln!("coracle: the guest asked for a reboot"),
+        GuestEnd::Panic => eprintln!("coracle: the guest's kernel panicked"),
+        GuestEnd::TripleFault => eprintln!("coracle: the guest ended in a triple fault"),
+    }
+}
+
+fn print_timings(marks: &[Mark], format: TimingsFormat) -> anyhow::Result<()> {
+    match format {
+        TimingsFormat::Table => eprint!("{}", timings::table(marks, Host::detect().vendor == Vendor::Pvm)),
+        TimingsFormat::Json => eprintln!("{}", serde_json::to_string(marks)?),
+    }
+    Ok(())
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Puts a microVM together. Everything that has a path is opened here, before the first vCPU runs; nothing is opened
+//! by path afterwards.
+
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
+use serde_json::{Map, Value, json};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::arch;
+use super::attach::{Attached, SerialConsole};
+use super::boot::{self, CommandLine, Initrd, KernelImage, MmioDevice};
+use super::bus::Bus;
+use super::config::MachineConfig;
+use super::devices::exit::{ExitLine, GuestEnd};
+use super::devices::virtio::interrupt::Interrupt;
+use super::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use super::event_loop::EventLoop;
+use super::host::{self, Host};
+use super::layout::{MMIO_BASE, MMIO_WINDOW, VIRTIO_GSIS};
+use super::memory::{self, Ram};
+use super::stages::{Stage, Stages};
+use super::stats::VcpuStats;
+use super::vcpu::{Failed, Shared, VcpuEnd, Vcpus};
+use super::vm::Vm;
+use crate::failure::Failure;
+
+/// A microVM whose vCPUs wait to be let go.
+pub struct Machine {
+    config: MachineConfig,
+    /// vCPU threads.
+    pub vcpus: Vcpus,
+    /// Virtio devices, in bus order.
+    pub transports: Vec<Arc<Transport>>,
+    /// The machine's own descriptors.
+    pub events: Arc<EventLoop>,
+    /// The devices' descriptors.
+    pub device_events: Arc<EventLoop>,
+    /// Where devices and vCPUs report the guest's end.
+    pub exit: Arc<ExitLine>,
+    /// Boot stages.
+    pub stages: Arc<Stages>,
+    /// Readable when there are new boot stages.
+    pub news: Arc<EventFd>,
+    /// How often vCPUs are asked where they are.
+    pub sample_interval: Option<Duration>,
+    failed: Arc<OnceLock<Box<Failed>>>,
+    /// The serial console, where there is one.
+    pub serial: Option<SerialConsole>,
+    kernel: KernelImage,
+    command_line: String,
+    host: Host,
+    buses: [Arc<Bus>; 2],
+}
+
+/// Puts the VM of `config` together, up to where its vCPUs can run.
+///
+/// # Errors
+/// What cannot be had, why, and what to try.
+pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> Result<Machine, Failure> {
+    config.check()?;
+    let kernel = KernelImage::open_path(&config.kernel, config.protocol).map_err(|error| {
+        Failure::new(format!("cannot boot kernel {}", config.kernel.display()), &error.problem, error.advice())
+    })?;
+    let initrd = config.initrd.as_deref().map(open_initrd).transpose()?;
+    let host = Host::detect();
+    let mut attached = Attached::open(&config, &stages)?;
+
+    let kvm = host::open().map_err(|error| unavailable(&error))?;
+    let fd = host::create_vm(&kvm).map_err(|error| unavailable(&error))?;
+    let mut vm = Vm::new(&kvm, fd).map_err(refused)?;
+    stages.mark(Stage::KvmCreated);
+
+    let ram = memory::allocate(config.memory_mib << 20).map_err(|error| {
+        let what = format!("cannot give the guest {} MiB of memory", config.memory_mib);
+        Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
+    })?;
+    vm.add_ram(&ram).map_err(refused)?;
+    stages.mark(Stage::MemoryReady);
+
+    let (events, device_events) = (new_event_set()?, new_event_set()?);
+    let mut mmio = Bus::default();
+    let mut transports = Vec::with_capacity(attached.virtio.len());
+    let mut places = Vec::with_capacity(attached.virtio.len());
+    for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
+        let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
+        let transport = connect(&vm, device, number, address, gsi, &ram, &device_events)?;
+        mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
+        transports.push(transport);
+        places.push(MmioDevice { address, size: MMIO_WINDOW, gsi });
+    }
+    if let Some((line, gsi)) = attached.serial_interrupt() {
+        vm.connect_interrupt(line, gsi).map_err(refused)?;
+    }
+
+    let command_line = command_line(&config, &host, &places)?;
+    let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
+    let topology = boot::Topology { cpus, virtio: &places };
+    let entry = boot::place(&ram, &kernel, initrd.as_ref(), &command_line, &topology).map_err(|error| {
+        Failure::new(format!("cannot load kernel {}", config.kernel.display()), &error, error.advice())
+    })?;
+    let fds = vm.create_vcpus(cpus).map_err(refused)?;
+    if let Some(first) = fds.first() {
+        arch::registers::enter(first, &ram, &entry)
+            .map_err(|error| Failure::new("cannot set the guest's entry", error, "a larger `--memory`"))?;
+        if let Ok(counters) = VcpuStats::open(first) {
+            stages.count_with(counters);
+        }
+    }
+    stages.mark(Stage::KernelLoaded);
+
+    let buses = [Arc::new(attached.ports), Arc::new(mmio)];
+    let failed = Arc::<OnceLock<Box<Failed>>>::default();
+    let exit = attached.exit;
+    let vcpus = start_vcpus(fds, &ram, &buses, &exit, &failed, &stages)?;
+    Ok(Machine {
+        vcpus,
+        transports,
+        events,
+        device_events,
+        exit,
+        stages,
+        news,
+        sample_interval: config.sample_interval_us.map(Duration::from_micros),
+        failed,
+        serial: attached.serial.map(|(console, _)| console),
+        kernel,
+        command_line: command_line.to_string(),
+        host,
+        buses,
+        config,
+    })
+}
+
+fn open_initrd(path: &Path) -> Result<Initrd, Failure> {
+    Initrd::open_path(path)
+        .map_err(|error| Failure::new(format!("cannot use initrd {}", path.display()), &error.problem, error.advice()))
+}
+
+fn unavailable(error: &host::Unavailable) -> Failure {
+    Failure::new("cannot use KVM", error, error.remedy())
+}
+
+fn refused(error: super::vm::VmError) -> Failure {
+    let advice = "run `coracle doctor` to see what this host's KVM can do";
+    Failure::new(format!("cannot make the microVM: {}", error.what), error.source, advice)
+}
+
+fn new_event_set() -> Result<Arc<EventLoop>, Failure> {
+    let advice = "raise the limit of open files (`ulimit -n`)";
+    EventLoop::new().map(Arc::new).map_err(|error| Failure::new("cannot make the event loop", error, advice))
+}
+
+fn connect(
+    vm: &Vm,
+    device: Box<dyn super::devices::virtio::VirtioDevice>,
+    number: u16,
+    address: u64,
+    gsi: u32,
+    ram: &Arc<Ram>,
+    events: &Arc<EventLoop>,
+) -> Result<Arc<Transport>, Failure> {
+    let no_fd = |error| Failure::new("cannot attach a device", error, "raise the limit of open files (`ulimit -n`)");
+    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(no_fd)?;
+    vm.connect_interrupt(&line, gsi).map_err(refused)?;
+    let transport =
+        Transport::new(device, number, Arc::clone(ram), Arc::clone(events), Interrupt::new(line)).map_err(no_fd)?;
+    vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
+    Ok(Arc::new(transport))
+}
+
+/// The machine's words first, the user's last, so that the user's count.
+fn command_line(config: &MachineConfig, host: &Host, devices: &[MmioDevice]) -> Result<CommandLine, Failure> {
+    let wrong =
+        |error: boot::CommandLineError| Failure::new("cannot use the kernel command line", &error, error.advice());
+    let mut line = CommandLine::new();
+    if config.default_command_line {
+        if let Some(console) = config.console.kernel_name() {
+            line.add(&format!("console={console}")).map_err(wrong)?;
+        }
+        line.add(boot::DEFAULT_WORDS).map_err(wrong)?;
+        line.add(host.guest_command_line()).map_err(wrong)?;
+        for device in devices {
+            line.add_mmio_device(device);
+        }
+    }
+    line.add_users(&config.command_line).map_err(wrong)?;
+    Ok(line)
+}
+
+fn start_vcpus(
+    fds: Vec<VcpuFd>,
+    ram: &Arc<Ram>,
+    [ports, mmio]: &[Arc<Bus>; 2],
+    exit: &Arc<ExitLine>,
+    end: &Arc<OnceLock<Box<Failed>>>,
+    stages: &Arc<Stages>,
+) -> Result<Vcpus, Failure> {
+    let (exit, end, stages) = (Arc::clone(exit), Arc::clone(end), Arc::clone(stages));
+    let shared = Shared {
+        memory: Arc::clone(ram),
+        ports: Arc::clone(ports),
+        mmio: Arc::clone(mmio),
+        on_end: Box::new(move |how| {
+            if let VcpuEnd::Failed(failed) = how {
+                // The first vCPU to fail decides; the others are stopped with it.
+                let _ = end.set(failed);
+                exit.wake();
+            } else {
+                exit.request(GuestEnd::TripleFault);
+            }
+        }),
+        on_first_run: Box::new(move || stages.mark(Stage::FirstRun)),
+    };
+    Vcpus::start(fds, Arc::new(shared))
+        .map_err(|error| Failure::new("cannot start the vCPUs", error, "raise the limit of processes (`ulimit -u`)"))
+}
+
+impl Machine {
+    /// Ends the guest's running, and the host's work for it.
+    pub fn stop(&mut self) {
+        self.vcpus.stop();
+        for transport in &self.transports {
+            transport.shut_down();
+        }
+        if let Some(serial) = &self.serial {
+            serial.finish();
+        }
+    }
+
+    /// What a person is told where a vCPU cannot go on: with the kernel's own name for the place.
+    pub fn failure(&self) -> Option<Failure> {
+        let failed = self.failed.get()?;
+        let mut failure = failed.failure.clone();
+        if let Some(rip) = failed.rip {
+            let symbol = self
+                .kernel
+                .symbols()
+                .ok()
+                .flatten()
+                .and_then(|symbols| symbols.find(rip).map(|(name, offset)| format!("{name}+{offset:#x}")));
+            let place = symbol.map_or_else(|| format!("{rip:#x}"), |symbol| format!("{rip:#x} ({symbol})"));
+            failure.why = format!("{}, at {place}", failure.why);
+        }
+        if !self.host.runs_stock_kernels() {
+            failure.try_next = format!(
+                "this host's KVM is {}, which emulates the guest's kernel: use the bundled guest kernel; else {}",
+                self.host.vendor, failure.try_next
+            );
+        }
+        Some(failure)
+    }
+
+    /// Accesses to ports and addresses where no device is.
+    pub fn unclaimed_accesses(&self) -> u64 {
+        self.buses.iter().map(|bus| bus.unclaimed()).sum()
+    }
+
+    /// Shape of the VM, for the control socket.
+    pub fn info(&self) -> Map<String, Value> {
+        let devices: Vec<_> = self.transports.iter().map(|transport| transport.metrics().0).collect();
+        let info = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "host": self.host.to_string(),
+            "kernel": self.kernel.description(),
+            "command_line": self.command_line,
+            "cpus": self.config.cpus,
+            "memory_mib": self.config.memory_mib,
+            "devices": devices,
+        });
+        match info {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        }
+    }
+}

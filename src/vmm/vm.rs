@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The KVM side of a microVM: memory slots, interrupt lines, notification points, vCPUs.
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::arch;
+use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::memory::Ram;
+
+/// What was asked of KVM and refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct VmError {
+    /// What was being done.
+    pub what: &'static str,
+    /// KVM's reason.
+    pub source: kvm_ioctls::Error,
+}
+
+/// Names what was being done when KVM refused.
+fn doing(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
+    move |source| VmError { what, source }
+}
+
+/// A VM without vCPUs or memory yet.
+pub struct Vm {
+    fd: VmFd,
+    cpuid: CpuId,
+    tsc_deadline: bool,
+    slots: u32,
+    /// Keeps what the slots point to mapped as long as the VM lives.
+    ram: Option<Arc<Ram>>,
+}
+
+impl Vm {
+    /// Gives the new VM `fd` interrupt controllers in the kernel.
+    ///
+    /// # Errors
+    /// KVM's, with what was being done.
+    pub fn new(kvm: &Kvm, fd: VmFd) -> Result<Self, VmError> {
+        // Only Intel processors without "unrestricted guest" use these, and the addresses have to be set before vCPUs.
+        fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(doing("placing the identity map"))?;
+        let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
+        fd.set_tss_address(tss).map_err(doing("placing the task state segment"))?;
+        fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("asking for the supported CPUID"))?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        Ok(Self { fd, cpuid, tsc_deadline, slots: 0, ram: None })
+    }
+
+    /// Gives the guest its RAM.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn add_ram(&mut self, ram: &Arc<Ram>) -> Result<(), VmError> {
+        for region in ram.iter() {
+            let host = region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut());
+            // SAFETY: the region is mapped for its whole length, and `self.ram` keeps it so until the VM is gone.
+            unsafe { self.add_slot(region.start_addr().0, host.cast_const(), region.len(), 0) }?;
+        }
+        self.ram = Some(Arc::clone(ram));
+        Ok(())
+    }
+
+    /// Gives the guest a piece of host memory that it can read and execute, but not write.
+    ///
+    /// # Safety
+    /// `length` bytes from `host` stay mapped as long as the VM lives.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub unsafe fn add_read_only(&mut self, guest: u64, host: *const u8, length: u64) -> Result<(), VmError> {
+        // SAFETY: the caller's promise.
+        unsafe { self.add_slot(guest, host, length, KVM_MEM_READONLY) }
+    }
+
+    /// # Safety
+    /// As [`Vm::add_read_only`]; and the guest writes there, where `flags` allow it.
+    unsafe fn add_slot(&mut self, guest: u64, host: *const u8, length: u64, flags: u32) -> Result<(), VmError> {
+        let region = kvm_userspace_memory_region {
+            slot: self.slots,
+            flags,
+            guest_phys_addr: guest,
+            memory_size: length,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the caller's promise covers the whole range.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(doing("giving the guest memory"))?;
+        self.slots += 1;
+        Ok(())
+    }
+
+    /// Makes writes to `line` raise interrupt `gsi`, edge-triggered.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn connect_interrupt(&self, line: &EventFd, gsi: u32) -> Result<(), VmError> {
+        self.fd.register_irqfd(line, gsi).map_err(doing("connecting an interrupt"))
+    }
+
+    /// Makes 32-bit guest writes of 0, 1, ... to `address` signal the descriptors of `kicks`, in order, without an exit.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn connect_notifications(&self, address: u64, kicks: &[Arc<EventFd>]) -> Result<(), VmError> {
+        for (number, kick) in (0u32..).zip(kicks) {
+            let address = IoEventAddress::Mmio(address);
+            self.fd.register_ioevent(kick.as_ref(), &address, number).map_err(doing("connecting a queue"))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the vCPUs, in reset.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn create_vcpus(&self, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+        let create = |id: u8| {
+            let vcpu = self.fd.create_vcpu(id.into()).map_err(doing("creating a vCPU"))?;
+            let cpuid = arch::cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline);
+            arch::prepare_vcpu(&vcpu, id, &cpuid).map_err(|(what, source)| VmError { what, source })?;
+            Ok(vcpu)
+        };
+        (0..count).map(create).collect()
+    }
+}
