@@ -268,8 +268,11 @@ impl VirtioDevice for Net {
         if offloads & (TUN_F_USO4 | TUN_F_USO6) != TUN_F_USO4 | TUN_F_USO6 {
             offloads &= !(TUN_F_USO4 | TUN_F_USO6);
         }
-        let host = |source| DeviceError::Host { what: "setting the TAP's offloads", source };
-        self.tap.set_offloads(offloads).map_err(host)?;
+        match self.tap.set_offloads(offloads) {
+            Err(error) if Tap::is_gone(&error) => _ = self.set_link(false),
+            Err(source) => return Err(DeviceError::Host { what: "setting the TAP's offloads", source }),
+            Ok(()) => {}
+        }
         let format = Format {
             mergeable: session.has(VIRTIO_NET_F_MRG_RXBUF),
             room: if offloads & !TUN_F_CSUM == 0 { ORDINARY_FRAME } else { MAX_FRAME },
@@ -283,8 +286,10 @@ impl VirtioDevice for Net {
     fn reset(&mut self, _session: &mut Session) {
         self.receiver.clear();
         // What queues up from here on is for a driver that has not said what it can take.
-        if let Err(error) = self.tap.set_offloads(0) {
-            log::warn!("cannot take back the offloads of a TAP: {error}");
+        if let Err(error) = self.tap.set_offloads(0)
+            && !Tap::is_gone(&error)
+        {
+            guest_warn(format_args!("cannot take back the offloads of a TAP: {error}"));
         }
     }
 

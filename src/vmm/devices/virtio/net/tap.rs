@@ -194,6 +194,11 @@ impl Tap {
         if self.offloads == 0 { Ok(()) } else { self.offload_ioctl(offloads & self.offloads) }
     }
 
+    /// Whether this error says that the interface has been deleted.
+    pub fn is_gone(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
+    }
+
     fn offload_ioctl(&self, offloads: c_uint) -> io::Result<()> {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(offloads)) })

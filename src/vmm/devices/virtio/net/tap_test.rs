@@ -314,5 +314,8 @@ fn deleting_the_interface_takes_the_link_down() {
         net.queue_event(1, &mut session).unwrap();
         assert_eq!(drivers[1].used(), Some((0, 0)), "frames are dropped, the device lives");
         net.reset(&mut session);
+        FakeDriver::attach(&mut net, features).unwrap();
+        net.read_config(6, &mut status);
+        assert_eq!(status, [0, 0], "a driver that comes later sees no link either");
     });
 }
