@@ -9,6 +9,7 @@ pub mod chain;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "fake-driver"))]
