@@ -180,7 +180,7 @@ impl Write for ConsoleOutput {
 
 impl Sink {
     fn new(file: File, limit: Option<TokenBucket>) -> io::Result<Self> {
-        let file = NonBlocking::new(file)?;
+        let file = NonBlocking::for_writing(file)?;
         let progress = Instant::now();
         Ok(Self { file, pending: VecDeque::new(), limit, progress, dropping: false, gap: 0, dropped: 0 })
     }

@@ -6,6 +6,7 @@
 
 pub mod balloon;
 pub mod chain;
+pub mod console;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
