@@ -54,6 +54,8 @@ pub struct Machine {
     command_line: String,
     host: Host,
     buses: [Arc<Bus>; 2],
+    /// Closing its descriptor disconnects every interrupt line, though the vCPUs run on.
+    _vm: Vm,
 }
 
 /// Puts the VM of `config` together, up to where its vCPUs can run.
@@ -131,6 +133,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         command_line: command_line.to_string(),
         host,
         buses,
+        _vm: vm,
         config,
     })
 }
