@@ -14,27 +14,44 @@ use super::devices::console_output::ConsoleOutput;
 use super::devices::exit::ExitLine;
 use super::devices::legacy::{AcpiPower, Cmos, FixedPort, I8042, PvPanic, Serial};
 use super::devices::virtio::VirtioDevice;
+use super::devices::virtio::balloon::{Balloon, BalloonHandle};
+use super::devices::virtio::console::{Console, ConsoleHandle};
 use super::devices::virtio::net::Net;
+use super::devices::virtio::pmem::Pmem;
 use super::devices::virtio::rng::Rng;
+use super::devices::virtio::vsock::Vsock;
 use super::layout::{ACPI_SLEEP_CONTROL_PORT, BOOT_TIMER_PORT, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT};
 use super::stages::{Stage, Stages};
 use crate::failure::Failure;
 
 /// How long the end of a VM waits for a slow reader of its console.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+pub const LAST_WORDS: Duration = Duration::from_secs(2);
 
 const NO_FILES: &str = "raise the limit of open files (`ulimit -n`)";
 
 /// Devices that have been opened but not yet put on a bus.
 pub struct Attached {
-    /// Devices for virtio-mmio windows, in order.
+    /// Devices for virtio-mmio windows, in order; pmem follows once it has its place.
     pub virtio: Vec<Box<dyn VirtioDevice>>,
+    /// Persistent memory that has no place in the guest yet.
+    pub pmem: Vec<Pmem>,
+    /// What the control socket reaches of the devices.
+    pub handles: Handles,
     /// Devices behind I/O ports.
     pub ports: Bus,
     /// The serial port, and the line that it interrupts on.
     pub serial: Option<(SerialConsole, EventFd)>,
     /// Where devices report the guest's end.
     pub exit: Arc<ExitLine>,
+}
+
+/// Ways into devices that run.
+#[derive(Default)]
+pub struct Handles {
+    /// The balloon, where there is one.
+    pub balloon: Option<BalloonHandle>,
+    /// The virtio console, where there is one.
+    pub console: Option<ConsoleHandle>,
 }
 
 impl Attached {
@@ -52,9 +69,25 @@ impl Attached {
             let device = Net::open(net).map_err(|error| Failure::new(what(), error, "`coracle boot --help`"))?;
             virtio.push(Box::new(device));
         }
+        if let Some(vsock) = &config.vsock {
+            let what = || format!("cannot make the vsock at {}", vsock.path.display());
+            let device = Vsock::open(vsock).map_err(|error| Failure::new(what(), error, "another path for --vsock"))?;
+            virtio.push(Box::new(device));
+        }
+        let mut handles = Handles::default();
         if config.rng {
             virtio.push(Box::new(Rng::new()));
         }
+        if config.balloon {
+            let (device, handle) = Balloon::new(config.memory_mib << 20).map_err(no_fd)?;
+            virtio.push(Box::new(device));
+            handles.balloon = Some(handle);
+        }
+        let pmem = config.pmem.iter().map(|pmem| {
+            let what = || format!("cannot map {} as persistent memory", pmem.path.display());
+            Pmem::open(pmem).map_err(|error| Failure::new(what(), error, "another file for --pmem"))
+        });
+        let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
         let mut serial = None;
         match config.console {
             ConsoleKind::Serial => {
@@ -63,9 +96,16 @@ impl Attached {
                 ports.insert(SERIAL_PORT.into(), Serial::LENGTH, Arc::clone(&console.port) as _);
                 serial = Some((console, line));
             }
-            ConsoleKind::Virtio | ConsoleKind::None => {}
+            ConsoleKind::Virtio => {
+                let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(no_fd)?;
+                let output = console_output(config, stages)?;
+                let (device, handle) = Console::new(Some(input.into()), output).map_err(no_fd)?;
+                virtio.push(Box::new(device));
+                handles.console = Some(handle);
+            }
+            ConsoleKind::None => {}
         }
-        Ok(Self { virtio, ports, serial, exit })
+        Ok(Self { virtio, pmem, handles, ports, serial, exit })
     }
 
     /// The interrupt of the serial port, where there is one: its line and number.

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::boot::ProtocolChoice;
 use super::devices::virtio::net::NetConfig;
+use super::devices::virtio::pmem::PmemConfig;
+use super::devices::virtio::vsock::VsockConfig;
 use crate::failure::Failure;
 
 /// Most vCPUs of a VM; the bundled guest kernel is built for as many.
@@ -67,6 +69,12 @@ pub struct MachineConfig {
     /// Network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// Sockets between host and guest.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
+    /// Read-only persistent memory: `/dev/pmem0` and on.
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
     /// Whether there is an entropy device.
     #[serde(default = "yes")]
     pub rng: bool,

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::arch;
-use super::attach::{Attached, SerialConsole};
+use super::attach::{Attached, Handles, LAST_WORDS, SerialConsole};
 use super::boot::{self, CommandLine, Initrd, KernelImage, MmioDevice};
 use super::bus::Bus;
 use super::config::MachineConfig;
@@ -20,7 +20,7 @@ use super::devices::virtio::interrupt::Interrupt;
 use super::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use super::event_loop::EventLoop;
 use super::host::{self, Host};
-use super::layout::{MMIO_BASE, MMIO_WINDOW, VIRTIO_GSIS};
+use super::layout::{MMIO_BASE, MMIO_WINDOW, PMEM_ALIGN, VIRTIO_GSIS};
 use super::memory::{self, Ram};
 use super::stages::{Stage, Stages};
 use super::stats::VcpuStats;
@@ -50,6 +50,8 @@ pub struct Machine {
     failed: Arc<OnceLock<Box<Failed>>>,
     /// The serial console, where there is one.
     pub serial: Option<SerialConsole>,
+    /// Ways into devices.
+    pub handles: Handles,
     kernel: KernelImage,
     command_line: String,
     host: Host,
@@ -81,9 +83,14 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
     })?;
     vm.add_ram(&ram).map_err(refused)?;
+    place_pmem(&mut vm, &mut attached, &ram)?;
     stages.mark(Stage::MemoryReady);
 
     let (events, device_events) = (new_event_set()?, new_event_set()?);
+    if attached.virtio.len() > VIRTIO_GSIS.len() {
+        let why = format!("they are {}, and there are {} interrupt lines", attached.virtio.len(), VIRTIO_GSIS.len());
+        return Err(Failure::new("cannot attach all devices", why, "fewer of --disk, --net and --pmem"));
+    }
     let mut mmio = Bus::default();
     let mut transports = Vec::with_capacity(attached.virtio.len());
     let mut places = Vec::with_capacity(attached.virtio.len());
@@ -129,6 +136,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         sample_interval: config.sample_interval_us.map(Duration::from_micros),
         failed,
         serial: attached.serial.map(|(console, _)| console),
+        handles: attached.handles,
         kernel,
         command_line: command_line.to_string(),
         host,
@@ -173,6 +181,20 @@ fn connect(
         Transport::new(device, number, Arc::clone(ram), Arc::clone(events), Interrupt::new(line)).map_err(no_fd)?;
     vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
     Ok(Arc::new(transport))
+}
+
+/// Maps each pmem device's file behind RAM, one after the other.
+fn place_pmem(vm: &mut Vm, attached: &mut Attached, ram: &Ram) -> Result<(), Failure> {
+    let mut next = memory::end_of_ram(ram).next_multiple_of(PMEM_ALIGN);
+    for mut pmem in attached.pmem.drain(..) {
+        let mapping = pmem.mapping();
+        let length = mapping.length() as u64;
+        pmem.place(next);
+        vm.add_read_only(next, mapping).map_err(refused)?;
+        attached.virtio.push(Box::new(pmem));
+        next = (next + length).next_multiple_of(PMEM_ALIGN);
+    }
+    Ok(())
 }
 
 /// The machine's words first, the user's last, so that the user's count.
@@ -231,6 +253,9 @@ impl Machine {
         }
         if let Some(serial) = &self.serial {
             serial.finish();
+        }
+        if let Some(console) = &self.handles.console {
+            console.finish(LAST_WORDS);
         }
     }
 

@@ -304,8 +304,19 @@ impl Runner {
                 self.end = Some(Ok(GuestEnd::Stopped));
                 done
             }
-            Request::Balloon { .. } => Reply::Error("this microVM has no balloon".to_owned()),
-            Request::Resize { .. } => Reply::Error("this microVM has no virtio console".to_owned()),
+            Request::Balloon { target_mib } => match &self.machine.handles.balloon {
+                Some(balloon) => {
+                    balloon.set_target_mib(*target_mib).map_or_else(|error| Reply::Error(error.to_string()), |()| done)
+                }
+                None => Reply::Error("this microVM has no balloon".to_owned()),
+            },
+            Request::Resize { columns, rows } => match &self.machine.handles.console {
+                Some(console) => {
+                    console.resize(*columns, *rows);
+                    done
+                }
+                None => Reply::Error("this microVM has no virtio console".to_owned()),
+            },
         }
     }
 

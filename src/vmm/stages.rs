@@ -41,8 +41,8 @@ impl Stage {
     /// The stage that a byte on the boot timer port stands for.
     pub fn from_guest(byte: u8) -> Self {
         match byte {
-            1 => Stage::Init,
-            2 => Stage::AgentReady,
+            coracle_protocol::BOOT_STAGE_INIT => Stage::Init,
+            coracle_protocol::BOOT_STAGE_READY => Stage::AgentReady,
             other => Stage::Guest(other),
         }
     }

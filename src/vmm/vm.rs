@@ -9,6 +9,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::arch;
+use super::devices::virtio::pmem::ReadOnlyMapping;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::Ram;
 
@@ -35,6 +36,7 @@ pub struct Vm {
     slots: u32,
     /// Keeps what the slots point to mapped as long as the VM lives.
     ram: Option<Arc<Ram>>,
+    mappings: Vec<Arc<ReadOnlyMapping>>,
 }
 
 impl Vm {
@@ -50,7 +52,7 @@ impl Vm {
         fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("asking for the supported CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { fd, cpuid, tsc_deadline, slots: 0, ram: None })
+        Ok(Self { fd, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() })
     }
 
     /// Gives the guest its RAM.
@@ -67,20 +69,21 @@ impl Vm {
         Ok(())
     }
 
-    /// Gives the guest a piece of host memory that it can read and execute, but not write.
-    ///
-    /// # Safety
-    /// `length` bytes from `host` stay mapped as long as the VM lives.
+    /// Gives the guest a file's mapping that it can read and execute, but not write.
     ///
     /// # Errors
     /// KVM's.
-    pub unsafe fn add_read_only(&mut self, guest: u64, host: *const u8, length: u64) -> Result<(), VmError> {
-        // SAFETY: the caller's promise.
-        unsafe { self.add_slot(guest, host, length, KVM_MEM_READONLY) }
+    pub fn add_read_only(&mut self, guest: u64, mapping: Arc<ReadOnlyMapping>) -> Result<(), VmError> {
+        let host: *const u8 = std::ptr::with_exposed_provenance(mapping.host_address());
+        let length = mapping.length() as u64;
+        // SAFETY: the mapping is as long as it says, and `self.mappings` keeps it until the VM is gone.
+        unsafe { self.add_slot(guest, host, length, KVM_MEM_READONLY) }?;
+        self.mappings.push(mapping);
+        Ok(())
     }
 
     /// # Safety
-    /// As [`Vm::add_read_only`]; and the guest writes there, where `flags` allow it.
+    /// `length` bytes from `host` stay mapped as long as the VM lives, and the guest writes there unless `flags` forbid.
     unsafe fn add_slot(&mut self, guest: u64, host: *const u8, length: u64, flags: u32) -> Result<(), VmError> {
         let region = kvm_userspace_memory_region {
             slot: self.slots,

@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use coracle::vmm::boot::ProtocolChoice;
 use coracle::vmm::config::{ConsoleKind, MachineConfig};
 use coracle::vmm::devices::virtio::net::NetConfig;
+use coracle::vmm::devices::virtio::pmem::PmemConfig;
+use coracle::vmm::devices::virtio::vsock::VsockConfig;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,6 +36,12 @@ pub struct BootArgs {
     /// Attach a network card to a TAP device: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]. Repeat for more.
     #[arg(long = "net", value_name = "tap=NAME[,mac=…]", value_parser = net)]
     pub nets: Vec<NetConfig>,
+    /// Sockets between host and guest, by a unix socket at PATH.
+    #[arg(long, value_name = "PATH")]
+    pub vsock: Option<PathBuf>,
+    /// Map a file into the guest as read-only persistent memory. Repeat for more; they are /dev/pmem0, ...
+    #[arg(long = "pmem", value_name = "PATH")]
+    pub pmem: Vec<PathBuf>,
     /// Number of vCPUs, 1 to 8.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -132,6 +140,8 @@ impl BootArgs {
             console,
             log_file: self.log_file.clone(),
             nets: self.nets.clone(),
+            vsock: self.vsock.clone().map(|path| VsockConfig { path, cid: GUEST_CID }),
+            pmem: self.pmem.iter().cloned().map(|path| PmemConfig { path }).collect(),
             rng: !self.no_rng,
             balloon: !self.no_balloon,
             launched_ns: None,
@@ -140,6 +150,9 @@ impl BootArgs {
         }
     }
 }
+
+/// The guest's address on its vsock: the first that is not reserved (virtio 1.3 §5.10.4).
+const GUEST_CID: u64 = 3;
 
 /// `tap=NAME[,mac=ADDRESS]`.
 fn net(text: &str) -> Result<NetConfig, String> {
