@@ -24,6 +24,8 @@ pub struct Vmm {
     pub control: UnixStream,
     /// The guest's console, both ways.
     pub console: UnixStream,
+    /// Sockets that the VMM makes, and removes unless it is killed.
+    sockets: Vec<PathBuf>,
 }
 
 impl Vmm {
@@ -53,7 +55,8 @@ impl Vmm {
         config.launched_ns = Some(monotonic_ns());
         let child = command.spawn().map_err(failed)?;
         drop(its_control);
-        let mut vmm = Self { child, control, console };
+        let sockets = config.vsock.iter().map(|vsock| vsock.path.clone()).chain(config.control.clone()).collect();
+        let mut vmm = Self { child, control, console, sockets };
         let mut line = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
         line.push(b'\n');
         // One that has died at once is told by its exit status, not by the broken pipe.
@@ -73,6 +76,10 @@ impl Vmm {
     pub fn wait(&mut self) -> io::Result<u8> {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait()?;
+        if status.signal().is_some() {
+            // A socket that was never made needs no removing.
+            self.sockets.drain(..).for_each(|path| drop(std::fs::remove_file(path)));
+        }
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(125);
         Ok(u8::try_from(code).unwrap_or(125))
     }

@@ -4,6 +4,7 @@
 use std::io::{self, BufRead, BufReader, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -18,6 +19,9 @@ const ESCAPE: u8 = 0x1d;
 
 /// Bytes that a guest has not read yet and that we keep for it; beyond, we stop reading the user's input.
 const MAX_TYPED: usize = 64 << 10;
+
+/// Time in which a second signal is the same request.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 const INPUT: u64 = 0;
 const CONSOLE: u64 = 1;
@@ -50,7 +54,8 @@ struct Relay<'a> {
     input: Input,
     is_terminal: bool,
     typed: Vec<u8>,
-    interrupts: u32,
+    /// When the user first asked for the end.
+    asked: Option<Instant>,
 }
 
 /// Relays until the VMM says how it ended; every event goes to `tell`.
@@ -60,7 +65,7 @@ struct Relay<'a> {
 pub fn relay(vmm: &Vmm, signals: &OwnedFd, takes_input: bool, mut tell: impl FnMut(&Event)) -> io::Result<Ending> {
     let is_terminal = io::stdin().is_terminal();
     let mut relay =
-        Relay { vmm, epoll: Epoll::new()?, input: Input::Waits, is_terminal, typed: Vec::new(), interrupts: 0 };
+        Relay { vmm, epoll: Epoll::new()?, input: Input::Waits, is_terminal, typed: Vec::new(), asked: None };
     vmm.console.set_nonblocking(true)?;
     relay.watch(vmm.console.as_raw_fd(), CONSOLE)?;
     relay.watch(vmm.control.as_raw_fd(), CONTROL)?;
@@ -199,11 +204,15 @@ impl Relay<'_> {
             self.send_size();
             return;
         }
-        self.interrupts += 1;
-        match self.interrupts {
-            1 => self.request(&Request::Stop),
+        match self.asked {
+            None => {
+                self.asked = Some(Instant::now());
+                self.request(&Request::Stop);
+            }
+            // `timeout` and terminals signal a process and its group, which is one asking and not two.
+            Some(when) if when.elapsed() < PATIENCE => {}
             // Asked again: the VMM does not answer, so it goes without being asked.
-            _ => drop(rustix::process::kill_process(self.pid(), rustix::process::Signal::KILL)),
+            Some(_) => drop(rustix::process::kill_process(self.pid(), rustix::process::Signal::KILL)),
         }
     }
 
