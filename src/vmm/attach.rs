@@ -66,7 +66,7 @@ impl Attached {
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for net in &config.nets {
             let what = || format!("cannot attach a network card to TAP {}", net.tap);
-            let device = Net::open(net).map_err(|error| Failure::new(what(), error, "`coracle boot --help`"))?;
+            let device = Net::open(net).map_err(|error| Failure::new(what(), &error, error.try_next()))?;
             virtio.push(Box::new(device));
         }
         if let Some(vsock) = &config.vsock {
