@@ -85,7 +85,7 @@ impl Attached {
         }
         let pmem = config.pmem.iter().map(|pmem| {
             let what = || format!("cannot map {} as persistent memory", pmem.path.display());
-            Pmem::open(pmem).map_err(|error| Failure::new(what(), error, "another file for --pmem"))
+            Pmem::open(pmem).map_err(|error| Failure::new(what(), &error.problem, error.advice()))
         });
         let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
         let mut serial = None;
