@@ -66,7 +66,7 @@ impl Attached {
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for net in &config.nets {
             let what = || format!("cannot attach a network card to TAP {}", net.tap);
-            let device = Net::open(net).map_err(|error| Failure::new(what(), error, "`coracle boot --help`"))?;
+            let device = Net::open(net).map_err(|error| Failure::new(what(), &error, error.try_next()))?;
             virtio.push(Box::new(device));
         }
         if let Some(vsock) = &config.vsock {
@@ -85,7 +85,7 @@ impl Attached {
         }
         let pmem = config.pmem.iter().map(|pmem| {
             let what = || format!("cannot map {} as persistent memory", pmem.path.display());
-            Pmem::open(pmem).map_err(|error| Failure::new(what(), error, "another file for --pmem"))
+            Pmem::open(pmem).map_err(|error| Failure::new(what(), &error.problem, error.advice()))
         });
         let pmem = pmem.collect::<Result<Vec<_>, _>>()?;
         let mut serial = None;

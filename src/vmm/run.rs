@@ -332,6 +332,11 @@ impl Runner {
             let values: Map<_, _> = values.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
             metrics.insert(format!("{number}-{name}"), Value::Object(values));
         }
+        if let Some(balloon) = &self.machine.handles.balloon {
+            // What the guest said last; the next request sees what it answers to this one.
+            metrics.insert("guest_memory".into(), json!(balloon.statistics()));
+            balloon.request_statistics();
+        }
         metrics
     }
 }

@@ -5,6 +5,7 @@
 //! [`Session`], made at `DRIVER_OK` and dropped at reset, so that no device ever sees a half-configured queue.
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 pub mod console;
 pub mod interrupt;

@@ -24,57 +24,44 @@ const OFFLOADS: [c_uint; 3] = [
     TUN_F_CSUM,
 ];
 
-/// Why a network card cannot be connected to the host.
+/// Why a network card cannot be connected to the host; [`NetError::try_next`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
     /// No interface can have this name.
-    #[error("TAP {name:?}: an interface name has 1 to 15 bytes and no spaces or slashes; choose another name")]
+    #[error("{name:?} is no interface name: those have 1 to 15 bytes and no spaces or slashes")]
     Name {
         /// The name.
         name: String,
     },
     /// The kernel has no TUN driver, or its device node is missing.
-    #[error("TAP {name}: the host has no {TUN} ({source}); load it with `modprobe tun`")]
+    #[error("the host has no {TUN}: {source}")]
     NoTun {
-        /// The interface.
-        name: String,
         /// The system's reason.
         source: io::Error,
     },
     /// `/dev/net/tun` may not be opened.
-    #[error(
-        "TAP {name}: no permission to open {TUN}; allow it with `chmod 0666 {TUN}`, which still leaves every interface to its owner"
-    )]
-    TunPermission {
-        /// The interface.
-        name: String,
-    },
+    #[error("no permission to open {TUN}")]
+    TunPermission,
     /// There is no such interface. It is never created here: a TAP made by accident leads nowhere.
-    #[error(
-        "TAP {name}: there is no such interface; make it with `ip tuntap add {name} mode tap user $USER && ip link set {name} up`"
-    )]
+    #[error("there is no interface {name}")]
     Missing {
         /// The interface.
         name: String,
     },
     /// The interface belongs to another user.
-    #[error(
-        "TAP {name}: the interface belongs to another user; make one with `ip tuntap add NAME mode tap user $USER`"
-    )]
+    #[error("interface {name} belongs to another user")]
     NotPermitted {
         /// The interface.
         name: String,
     },
     /// Another process has the interface open.
-    #[error("TAP {name}: the interface is in use, most likely by another VM; give each VM a TAP of its own")]
+    #[error("interface {name} is in use, most likely by another VM")]
     Busy {
         /// The interface.
         name: String,
     },
     /// The interface is something else.
-    #[error(
-        "TAP {name}: the interface is no TAP, or a multi-queue one; make one with `ip tuntap add NAME mode tap user $USER`"
-    )]
+    #[error("interface {name} is no TAP, or one with several queues")]
     NotTap {
         /// The interface.
         name: String,
@@ -83,7 +70,7 @@ pub enum NetError {
     #[error("the network file handed in is not a TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR set")]
     Format,
     /// The kernel refused something that it never should.
-    #[error("TAP {name}: {what} failed: {source}")]
+    #[error("interface {name}: {what} failed: {source}")]
     System {
         /// The interface.
         name: String,
@@ -92,6 +79,26 @@ pub enum NetError {
         /// The system's reason.
         source: io::Error,
     },
+}
+
+impl NetError {
+    /// The next thing to do about it.
+    pub fn try_next(&self) -> String {
+        match self {
+            NetError::Missing { name } => {
+                format!("`ip tuntap add {name} mode tap user $USER && ip link set {name} up`")
+            }
+            NetError::Name { .. } | NetError::NotPermitted { .. } | NetError::NotTap { .. } => {
+                "a TAP of your own: `ip tuntap add NAME mode tap user $USER && ip link set NAME up`".to_owned()
+            }
+            NetError::NoTun { .. } => "`modprobe tun`".to_owned(),
+            NetError::TunPermission => {
+                format!("`chmod 0666 {TUN}`; each interface is still its owner's alone")
+            }
+            NetError::Busy { .. } => "another TAP: each VM needs its own".to_owned(),
+            NetError::Format | NetError::System { .. } => "a TAP made with `ip tuntap add NAME mode tap`".to_owned(),
+        }
+    }
 }
 
 /// An attached TAP interface. Nothing is opened by name after [`Tap::open`].
@@ -113,8 +120,8 @@ impl Tap {
         let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
         let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(TUN);
         let file = file.map_err(|source| match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => NetError::TunPermission { name: owned() },
-            _ => NetError::NoTun { name: owned(), source },
+            Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
+            _ => NetError::NoTun { source },
         })?;
         // With the privilege to do so, TUNSETIFF creates what it does not find.
         let index = index_of(&c_name).ok_or_else(|| NetError::Missing { name: owned() })?;

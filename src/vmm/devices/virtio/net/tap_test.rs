@@ -84,7 +84,7 @@ fn a_missing_tap_is_not_created() {
     in_network_namespace("a_missing_tap_is_not_created", || {
         let error = Tap::open("t0").unwrap_err();
         assert!(matches!(error, NetError::Missing { .. }), "{error}");
-        assert!(error.to_string().contains("ip tuntap add t0 mode tap"), "{error}");
+        assert!(error.try_next().contains("ip tuntap add t0 mode tap"), "{error}");
         assert!(!interface_exists("t0"));
     });
 }

@@ -11,42 +11,62 @@ use std::path::{Path, PathBuf};
 /// host can back it with huge pages.
 pub const GRANULE: usize = 2 << 20;
 
+/// A file that cannot be a guest's persistent memory.
+#[derive(Debug, thiserror::Error)]
+#[error("pmem {}: {problem}", path.display())]
+pub struct PmemError {
+    /// The user's path.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: PmemProblem,
+}
+
 /// Why a file cannot be a guest's persistent memory.
 #[derive(Debug, thiserror::Error)]
-pub enum PmemError {
+pub enum PmemProblem {
     /// There is no such file.
-    #[error("pmem {}: there is no such file; check the path, it counts from the current folder", .0.display())]
-    Missing(PathBuf),
+    #[error("there is no such file")]
+    Missing,
     /// It is something else.
-    #[error("pmem {}: a {kind}, and a regular file is needed; give a file system image", path.display())]
-    FileType {
-        /// The user's path.
-        path: PathBuf,
-        /// What it is.
-        kind: &'static str,
-    },
+    #[error("a {0}, and a regular file is needed")]
+    FileType(&'static str),
     /// There is nothing to map.
-    #[error("pmem {}: the file is empty; give a file system image", .0.display())]
-    Empty(PathBuf),
+    #[error("the file is empty")]
+    Empty,
     /// It may not be read.
-    #[error("pmem {}: no permission to read it; see: ls -l {}", .0.display(), .0.display())]
-    Permission(PathBuf),
+    #[error("no permission to read it")]
+    Permission,
     /// Somebody may change it while the guest reads it.
-    #[error("pmem {}: in use by a writer, most likely another VM's disk; end that one, or give a copy", .0.display())]
-    InUse(PathBuf),
+    #[error("in use by a writer, most likely another VM's disk")]
+    InUse,
     /// The handed-in descriptor is more than what is needed.
-    #[error("pmem {}: its descriptor allows writing; open it for reading only", .0.display())]
-    Writable(PathBuf),
+    #[error("its descriptor allows writing")]
+    Writable,
     /// Anything else that the system refused.
-    #[error("pmem {}: cannot {what}: {source}", path.display())]
+    #[error("cannot {what}: {source}")]
     System {
-        /// The user's path.
-        path: PathBuf,
         /// What was refused.
         what: &'static str,
         /// The system's reason.
         source: io::Error,
     },
+}
+
+impl PmemError {
+    /// The next thing to try.
+    pub fn advice(&self) -> String {
+        match &self.problem {
+            PmemProblem::Missing => "check the path; it counts from the current folder".into(),
+            PmemProblem::FileType("block device") => "`--disk` takes block devices".into(),
+            PmemProblem::FileType(_) | PmemProblem::Empty => {
+                "give a file system image, as `mkfs.erofs` makes them".into()
+            }
+            PmemProblem::Permission => format!("`ls -l {}` tells who may", self.path.display()),
+            PmemProblem::InUse => "end the VM that writes it, or give a copy".into(),
+            PmemProblem::Writable => "open it for reading only".into(),
+            PmemProblem::System { .. } => "a copy on another file system".into(),
+        }
+    }
 }
 
 /// A mapping that nothing can be written through: neither its pages nor its descriptor allow it.
@@ -69,15 +89,13 @@ impl ReadOnlyMapping {
         // Non-blocking, so that a pipe cannot hang us; its type is looked at afterwards.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|source| {
-            let path = path.to_path_buf();
-            match source.kind() {
-                io::ErrorKind::NotFound => PmemError::Missing(path),
-                io::ErrorKind::PermissionDenied => PmemError::Permission(path),
-                _ => match source.raw_os_error() {
-                    Some(libc::ENXIO) => PmemError::FileType { path, kind: "socket" },
-                    _ => PmemError::System { path, what: "open it", source },
-                },
-            }
+            let problem = match (source.kind(), source.raw_os_error()) {
+                (io::ErrorKind::NotFound, _) => PmemProblem::Missing,
+                (io::ErrorKind::PermissionDenied, _) => PmemProblem::Permission,
+                (_, Some(libc::ENXIO)) => PmemProblem::FileType("socket"),
+                _ => PmemProblem::System { what: "open it", source },
+            };
+            PmemError { path: path.into(), problem }
         })?;
         Self::from_file(file, path)
     }
@@ -87,30 +105,33 @@ impl ReadOnlyMapping {
     /// # Errors
     /// See [`PmemError`].
     pub fn from_file(file: File, path: &Path) -> Result<Self, PmemError> {
-        let system = |what| move |source| PmemError::System { path: path.into(), what, source };
+        Self::check_and_map(file).map_err(|problem| PmemError { path: path.into(), problem })
+    }
+
+    fn check_and_map(file: File) -> Result<Self, PmemProblem> {
+        let system = |what| move |source| PmemProblem::System { what, source };
         let metadata = file.metadata().map_err(system("examine it"))?;
         let kind = metadata.file_type();
         if !kind.is_file() {
-            let kind = match () {
+            return Err(PmemProblem::FileType(match () {
                 () if kind.is_dir() => "directory",
                 () if kind.is_block_device() => "block device",
                 () if kind.is_fifo() => "pipe",
                 () => "special file",
-            };
-            return Err(PmemError::FileType { path: path.into(), kind });
+            }));
         }
         // SAFETY: F_GETFL takes no pointer, and the descriptor is open.
         match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) } {
             -1 => return Err(system("examine it")(io::Error::last_os_error())),
-            flags if flags & libc::O_ACCMODE != libc::O_RDONLY => return Err(PmemError::Writable(path.into())),
+            flags if flags & libc::O_ACCMODE != libc::O_RDONLY => return Err(PmemProblem::Writable),
             _ => {}
         }
         lock_shared(&file).map_err(|source| match source.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => PmemError::InUse(path.into()),
+            Some(libc::EAGAIN | libc::EACCES) => PmemProblem::InUse,
             _ => system("lock it")(source),
         })?;
         if metadata.len() == 0 {
-            return Err(PmemError::Empty(path.into()));
+            return Err(PmemProblem::Empty);
         }
         let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
         Self::map(file, size).map_err(system("map it"))

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Chain, DeviceError, QueueSize, Session, VirtioDevice, copy_config, device_type};
-pub use image::{GRANULE, PmemError, ReadOnlyMapping};
+pub use image::{GRANULE, PmemError, PmemProblem, ReadOnlyMapping};
 
 /// Linux sends one request at a time.
 const QUEUES: [QueueSize; 1] = [QueueSize::new(16).unwrap()];
