@@ -15,6 +15,7 @@ use super::devices::exit::ExitLine;
 use super::devices::legacy::{AcpiPower, Cmos, FixedPort, I8042, PvPanic, Serial};
 use super::devices::virtio::VirtioDevice;
 use super::devices::virtio::balloon::{Balloon, BalloonHandle};
+use super::devices::virtio::block::Block;
 use super::devices::virtio::console::{Console, ConsoleHandle};
 use super::devices::virtio::net::Net;
 use super::devices::virtio::pmem::Pmem;
@@ -64,6 +65,11 @@ impl Attached {
         let exit = Arc::new(ExitLine::new().map_err(no_fd)?);
         let mut ports = legacy_ports(&exit, stages);
         let mut virtio: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        for disk in &config.disks {
+            let what = || format!("cannot attach disk {}", disk.path.display());
+            let device = Block::open(disk).map_err(|error| Failure::new(what(), error, "another file for --disk"))?;
+            virtio.push(Box::new(device));
+        }
         for net in &config.nets {
             let what = || format!("cannot attach a network card to TAP {}", net.tap);
             let device = Net::open(net).map_err(|error| Failure::new(what(), &error, error.try_next()))?;

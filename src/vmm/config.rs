@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::boot::ProtocolChoice;
+use super::devices::virtio::block::BlockConfig;
 use super::devices::virtio::net::NetConfig;
 use super::devices::virtio::pmem::PmemConfig;
 use super::devices::virtio::vsock::VsockConfig;
@@ -66,6 +67,9 @@ pub struct MachineConfig {
     /// Where the console's output goes as well, at a bounded rate.
     #[serde(default)]
     pub log_file: Option<PathBuf>,
+    /// Block devices: `/dev/vda` and on.
+    #[serde(default)]
+    pub disks: Vec<BlockConfig>,
     /// Network cards.
     #[serde(default)]
     pub nets: Vec<NetConfig>,

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use coracle::vmm::boot::ProtocolChoice;
 use coracle::vmm::config::{ConsoleKind, MachineConfig};
+use coracle::vmm::devices::virtio::block::BlockConfig;
 use coracle::vmm::devices::virtio::net::NetConfig;
 use coracle::vmm::devices::virtio::pmem::PmemConfig;
 use coracle::vmm::devices::virtio::vsock::VsockConfig;
@@ -33,6 +34,9 @@ pub struct BootArgs {
     /// Initial RAM file system (a cpio archive, compressed or not).
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// Attach a raw disk: PATH[,ro][,serial=TEXT]. Repeat for more; they are /dev/vda, /dev/vdb, ...
+    #[arg(long = "disk", value_name = "PATH[,ro][,serial=…]", value_parser = disk)]
+    pub disks: Vec<BlockConfig>,
     /// Attach a network card to a TAP device: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]. Repeat for more.
     #[arg(long = "net", value_name = "tap=NAME[,mac=…]", value_parser = net)]
     pub nets: Vec<NetConfig>,
@@ -129,6 +133,7 @@ impl BootArgs {
             ProtocolArg::Linux => ProtocolChoice::Linux64,
             ProtocolArg::Pvh => ProtocolChoice::Pvh,
         };
+        let queues = u16::try_from(self.cpus).unwrap_or(1).clamp(1, 8);
         MachineConfig {
             kernel: self.kernel.clone(),
             protocol,
@@ -139,6 +144,7 @@ impl BootArgs {
             memory_mib: self.memory,
             console,
             log_file: self.log_file.clone(),
+            disks: self.disks.iter().cloned().map(|disk| BlockConfig { queues, ..disk }).collect(),
             nets: self.nets.clone(),
             vsock: self.vsock.clone().map(|path| VsockConfig { path, cid: GUEST_CID }),
             pmem: self.pmem.iter().cloned().map(|path| PmemConfig { path }).collect(),
@@ -153,6 +159,22 @@ impl BootArgs {
 
 /// The guest's address on its vsock: the first that is not reserved (virtio 1.3 §5.10.4).
 const GUEST_CID: u64 = 3;
+
+/// `PATH[,ro][,serial=TEXT]`; a comma in the path is written twice.
+fn disk(text: &str) -> Result<BlockConfig, String> {
+    let mut words = split(text);
+    let path = words.next().filter(|path| !path.is_empty()).ok_or("a path comes first")?;
+    let mut config = BlockConfig { path: path.into(), read_only: false, serial: None, queues: 1 };
+    for word in words {
+        match word.split_once('=') {
+            None if word == "ro" => config.read_only = true,
+            Some(("serial", serial)) if (1..=20).contains(&serial.len()) => config.serial = Some(serial.to_owned()),
+            Some(("serial", _)) => return Err("a serial has 1 to 20 bytes".to_owned()),
+            _ => return Err(format!("unknown option `{word}`: there are `ro` and `serial=TEXT`")),
+        }
+    }
+    Ok(config)
+}
 
 /// `tap=NAME[,mac=ADDRESS]`.
 fn net(text: &str) -> Result<NetConfig, String> {
@@ -199,6 +221,18 @@ fn memory_mib(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn disks_are_read() {
+        let config = disk("/a,,b.img,ro,serial=x=1").unwrap();
+        assert_eq!(
+            (config.path.to_str(), config.read_only, config.serial.as_deref()),
+            (Some("/a,b.img"), true, Some("x=1"))
+        );
+        for text in ["", ",ro", "x,rw", "x,serial=", "x,serial=123456789012345678901"] {
+            assert!(disk(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn networks_are_read() {
