@@ -73,8 +73,8 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
 
-    let kvm = host::open().map_err(|error| unavailable(&error))?;
-    let fd = host::create_vm(&kvm).map_err(|error| unavailable(&error))?;
+    let kvm = host::open()?;
+    let fd = host::create_vm(&kvm)?;
     let mut vm = Vm::new(&kvm, fd).map_err(refused)?;
     stages.mark(Stage::KvmCreated);
 
@@ -149,10 +149,6 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
 fn open_initrd(path: &Path) -> Result<Initrd, Failure> {
     Initrd::open_path(path)
         .map_err(|error| Failure::new(format!("cannot use initrd {}", path.display()), &error.problem, error.advice()))
-}
-
-fn unavailable(error: &host::Unavailable) -> Failure {
-    Failure::new("cannot use KVM", error, error.remedy())
 }
 
 fn refused(error: super::vm::VmError) -> Failure {
