@@ -5,6 +5,7 @@
 //! guest finds at its start into fresh guest memory and says how the first vCPU enters it. Drop the images afterwards:
 //! an unpacked kernel takes tens of megabytes.
 
+mod acpi;
 mod boot_params;
 mod bzimage;
 mod cmdline;
@@ -23,6 +24,7 @@ mod testing;
 
 use vm_memory::{Bytes, GuestAddress};
 
+pub use acpi::{AcpiError, build_acpi};
 pub use boot_params::write_boot_params;
 pub use cmdline::{CommandLine, CommandLineError, DEFAULT_WORDS};
 pub use decompress::{Compression, UNPACKED_MAX};
@@ -55,6 +57,12 @@ pub struct Topology<'a> {
     pub cpus: u8,
     /// virtio-mmio devices.
     pub virtio: &'a [MmioDevice],
+    /// Where the VM generation ID lies, if there is one: 16 bytes in a page of its own.
+    pub vmgenid: Option<GuestAddress>,
+    /// Whether there is a pvpanic port.
+    pub pvpanic: bool,
+    /// Whether there is a first serial port.
+    pub serial: bool,
 }
 
 /// Where and how the first vCPU starts.
@@ -81,6 +89,9 @@ pub enum BootError {
     /// The command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// More CPUs than the tables can name, or none.
     #[error("cannot describe {cpus} CPUs to the guest: 1 to {limit} are possible")]
     Cpus {
@@ -102,7 +113,8 @@ impl BootError {
             Self::Initrd(error) => error.advice(),
             Self::CommandLine(error) => error.advice(),
             Self::Cpus { limit, .. } => format!("Ask for 1 to {limit} CPUs (`--cpus`)."),
-            Self::Write(_) => "Give the guest more memory (`--memory`).".into(),
+            Self::Acpi(AcpiError::TooLarge { .. }) => "Give the guest fewer devices.".into(),
+            Self::Acpi(_) | Self::Write(_) => "Give the guest more memory (`--memory`).".into(),
         }
     }
 }
@@ -122,7 +134,7 @@ pub fn place(
     let initrd = initrd.map(|initrd| initrd.load(ram, &kernel)).transpose()?;
     write_command_line(ram, command_line, &kernel)?;
     write_mp_table(ram, topology.cpus)?;
-    let rsdp = None;
+    let rsdp = Some(build_acpi(ram, topology)?);
     let params = match kernel.protocol {
         Protocol::Linux64 => write_boot_params(ram, &kernel, initrd, rsdp)?,
         Protocol::Pvh => write_start_info(ram, initrd, rsdp)?,
