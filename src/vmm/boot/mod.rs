@@ -148,3 +148,7 @@ fn write_command_line(ram: &Ram, line: &CommandLine, kernel: &LoadedKernel) -> R
     bytes.push(0);
     ram.write_slice(&bytes, GuestAddress(COMMAND_LINE)).map_err(|_| BootError::Write("command line"))
 }
+
+#[cfg(test)]
+#[path = "boot_test.rs"]
+mod tests;
