@@ -139,8 +139,8 @@ fn dsdt(topology: &Topology<'_>) -> Result<Vec<u8>, AcpiError> {
     for (id, virtio) in (0..).zip(topology.virtio) {
         virtio_mmio(&mut devices, id, virtio)?;
     }
-    if let Some(address) = topology.vmgenid {
-        vm_generation_id(&mut devices, address.0);
+    if topology.generation_id.is_some() {
+        vm_generation_id(&mut devices, VMGENID);
     }
     if topology.pvpanic {
         pvpanic(&mut devices);

@@ -4,7 +4,7 @@ use crate::vmm::memory;
 use proptest::prelude::*;
 
 fn topology(cpus: u8, virtio: &[MmioDevice]) -> Topology<'_> {
-    Topology { cpus, virtio, vmgenid: Some(GuestAddress(VMGENID)), pvpanic: true, serial: true }
+    Topology { cpus, virtio, generation_id: Some(1), pvpanic: true, serial: true }
 }
 
 fn devices(count: u32) -> Vec<MmioDevice> {
@@ -127,6 +127,9 @@ fn the_dsdt_holds_every_device() {
     want.extend((0..17).map(|n| format!("V{n:03X}")));
     want.extend(["VGEN".to_owned(), "PEVT".into()]);
     assert_eq!(device_names(&dsdt[36..]), want);
+    // Package of two integers: a double word, and zero.
+    let address = b"ADDR\x12\x08\x02\x0c\x00\xf0\x0f\x00\x00";
+    assert!(dsdt.windows(address.len()).any(|window| window == address));
     // Memory32Fixed, read-write, and an edge-triggered, active-high, exclusive interrupt (§6.4.3.4, §6.4.3.6).
     let last = [0x86, 9, 0, 1, 0, 0, 1, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 0b0011, 1, 21, 0, 0, 0];
     assert!(dsdt.windows(last.len()).any(|window| window == last));
@@ -134,7 +137,7 @@ fn the_dsdt_holds_every_device() {
 
 #[test]
 fn what_is_not_there_is_not_described() {
-    let bare = Topology { cpus: 1, virtio: &[], vmgenid: None, pvpanic: false, serial: false };
+    let bare = Topology { cpus: 1, virtio: &[], generation_id: None, pvpanic: false, serial: false };
     let (_, _, dsdt) = Walk::all(&bare);
     assert_eq!(device_names(&dsdt[36..]), ["C000"]);
 }
@@ -157,7 +160,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_machine_can_be_walked(
-        cpus in 1u8..=255, serial: bool, pvpanic: bool, vmgenid in prop::option::of(any::<u64>()),
+        cpus in 1u8..=255, serial: bool, pvpanic: bool, generation_id: Option<u128>,
         virtio in prop::collection::vec((any::<u32>(), 0u64..65536, any::<u32>()), 0..24)
     ) {
         let virtio: Vec<_> = virtio
@@ -165,9 +168,8 @@ proptest! {
             .map(|(address, size, gsi)| MmioDevice { address: u64::from(address), size, gsi })
             .filter(|device| device.address + device.size < 1 << 32)
             .collect();
-        let vmgenid = vmgenid.map(GuestAddress);
-        let (_, _, dsdt) = Walk::all(&Topology { cpus, virtio: &virtio, vmgenid, pvpanic, serial });
-        let extra = usize::from(serial) + usize::from(pvpanic) + usize::from(vmgenid.is_some());
+        let (_, _, dsdt) = Walk::all(&Topology { cpus, virtio: &virtio, generation_id, pvpanic, serial });
+        let extra = usize::from(serial) + usize::from(pvpanic) + usize::from(generation_id.is_some());
         prop_assert_eq!(device_names(&dsdt[36..]).len(), usize::from(cpus) + virtio.len() + extra);
     }
 }

@@ -8,7 +8,8 @@ use super::testing::{TestBzImage, gzip, small_elf};
 use super::*;
 use crate::vmm::memory;
 
-const TOPOLOGY: Topology<'_> = Topology { cpus: 2, virtio: &[], vmgenid: None, pvpanic: true, serial: true };
+const TOPOLOGY: Topology<'_> =
+    Topology { cpus: 2, virtio: &[], generation_id: Some(0x0123_4567), pvpanic: true, serial: true };
 
 fn kernel(bytes: Vec<u8>, choice: ProtocolChoice) -> KernelImage {
     KernelImage::from_bytes(bytes, Path::new("vmlinux"), choice).unwrap()
@@ -46,6 +47,7 @@ fn a_guest_is_complete_for_the_linux_protocol() {
         let rsdp: u64 = ram.read_obj(GuestAddress(0x7070)).unwrap();
         assert_eq!(text_at(&ram, rsdp, 8), "RSD PTR ");
         assert_eq!(text_at(&ram, 0x9_fc00, 4), "_MP_");
+        assert_eq!(ram.read_obj::<u128>(GuestAddress(0xf_f000)).unwrap(), 0x0123_4567);
         assert_eq!(text_at(&ram, 0x100_0000, 8), "the code");
     }
 }
@@ -89,7 +91,8 @@ fn errors_say_what_to_try() {
         (place(32 << 20, None, "", 0), "0 CPUs", "1 to 32"),
         (place(32 << 20, None, "", 200), "200 CPUs", "1 to 32"),
     ] {
-        assert!(error.to_string().contains(what), "{error}");
-        assert!(error.advice().contains(advice), "{}", error.advice());
+        let failure = Failure::from(error);
+        assert!(failure.why.contains(what), "{failure}");
+        assert!(failure.try_next.contains(advice), "{failure}");
     }
 }

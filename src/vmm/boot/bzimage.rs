@@ -171,6 +171,13 @@ impl BzImage {
         }
     }
 
+    /// Gives up the unpacked kernel's contents.
+    pub fn release(&mut self) {
+        if let Content::Unpacked { elf, .. } = &mut self.content {
+            elf.release();
+        }
+    }
+
     /// 64-bit entry point of the kernel's own decompressor.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ fn every_compression_is_unpacked_on_the_host() {
     for format in [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4] {
         // Linux appends relocations to the ELF file.
         let contents = [small_elf(), vec![7; 100]].concat();
-        let image = parse(TestBzImage::new(payload(format, &contents)).build()).unwrap();
+        let mut image = parse(TestBzImage::new(payload(format, &contents)).build()).unwrap();
         let elf = image.elf().unwrap();
         assert_eq!((elf.linux_entry().unwrap(), image.end()), (0x100_0000, 0x100_a000));
         assert_eq!((image.header().initrd_max(), image.header().cmdline_max()), (0xbfff_ffff, 2047));
@@ -26,6 +26,9 @@ fn every_compression_is_unpacked_on_the_host() {
         let mut found = [0; 8];
         ram.read_slice(&mut found, GuestAddress(0x100_2000)).unwrap();
         assert_eq!(&found, b"its data");
+        image.release();
+        assert_eq!(image.end(), 0x100_a000);
+        assert!(matches!(image.load(&ram), Err(KernelProblem::Read(_))));
     }
 }
 

@@ -121,6 +121,11 @@ impl ElfKernel {
         self.linux
     }
 
+    /// Gives up the file's bytes; the headers stay known.
+    pub fn release(&mut self) {
+        self.source = Source::Memory(Vec::new());
+    }
+
     /// Segments, lowest address first.
     pub fn segments(&self) -> &[Segment] {
         &self.segments

@@ -46,7 +46,7 @@ pub enum ProtocolChoice {
 
 /// A kernel file, opened and completely checked.
 ///
-/// It may hold tens of megabytes (an unpacked bzImage): drop it once the guest runs.
+/// An unpacked bzImage holds tens of megabytes: drop it, or [`release`](Self::release) them, once it has been loaded.
 #[derive(Debug)]
 pub struct KernelImage {
     name: PathBuf,
@@ -155,14 +155,21 @@ impl KernelImage {
         }
     }
 
-    /// Function symbols of the kernel, if its file has any.
+    /// Gives up the contents of an unpacked bzImage. Only what has been loaded already can be used afterwards.
+    pub fn release(&mut self) {
+        if let Format::BzImage(image) = &mut self.format {
+            image.release();
+        }
+    }
+
+    /// Function symbols of the kernel, if its file has any. The kernel inside a bzImage has been stripped.
     ///
     /// # Errors
     /// The symbol table is damaged or could not be read.
     pub fn symbols(&self) -> Result<Option<Symbols>, KernelError> {
-        let found = match self.format.elf() {
-            Some(elf) => Symbols::from_elf(elf),
-            None => Ok(None),
+        let found = match &self.format {
+            Format::Elf(elf) => Symbols::from_elf(elf),
+            Format::BzImage(_) => Ok(None),
         };
         found.map_err(|problem| KernelError { name: self.name.clone(), problem })
     }

@@ -25,7 +25,7 @@ fn other_kernel(pvh: bool) -> Vec<u8> {
 fn files_that_cannot_be_opened() {
     let missing = KernelImage::open_path(Path::new("no/such/vmlinux"), ProtocolChoice::Auto).unwrap_err();
     assert_eq!(missing.to_string(), "cannot boot kernel no/such/vmlinux: No such file or directory (os error 2)");
-    assert!(missing.advice().contains("Check the path"));
+    assert!(missing.advice().contains("check the path"));
     let directory = KernelImage::open_path(Path::new("/tmp"), ProtocolChoice::Auto).unwrap_err();
     assert_eq!(directory.to_string(), "cannot boot kernel /tmp: it is a directory, not a file");
     let device = KernelImage::open_path(Path::new("/dev/null"), ProtocolChoice::Auto).unwrap_err();
@@ -84,7 +84,7 @@ fn every_problem_has_advice() {
     let files: [&[u8]; 4] = [b"", b"text", &small_elf()[..70], &elf(0, &[])];
     let errors = files.map(|file| image(file, ProtocolChoice::Auto).unwrap_err());
     for error in errors {
-        assert!(error.advice().ends_with(['.', ')']), "{error}: {}", error.advice());
+        assert!(error.advice().starts_with(|c: char| c.is_ascii_lowercase()), "{error}: {}", error.advice());
     }
 }
 

@@ -36,8 +36,9 @@ pub use mptable::write_mp_table;
 pub use pvh::write_start_info;
 pub use symbols::Symbols;
 
-use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX};
+use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, VMGENID};
 use super::memory::Ram;
+use crate::failure::Failure;
 
 /// A virtio-mmio device as the guest is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +58,8 @@ pub struct Topology<'a> {
     pub cpus: u8,
     /// virtio-mmio devices.
     pub virtio: &'a [MmioDevice],
-    /// Where the VM generation ID lies, if there is one: 16 bytes in a page of its own.
-    pub vmgenid: Option<GuestAddress>,
+    /// The VM generation ID, if the guest gets one. It lies at [`VMGENID`].
+    pub generation_id: Option<u128>,
     /// Whether there is a pvpanic port.
     pub pvpanic: bool,
     /// Whether there is a first serial port.
@@ -106,15 +107,26 @@ pub enum BootError {
 }
 
 impl BootError {
-    /// The next thing to try, as one sentence.
+    /// The next thing to try.
     pub fn advice(&self) -> String {
         match self {
             Self::Kernel(error) => error.advice(),
             Self::Initrd(error) => error.advice(),
             Self::CommandLine(error) => error.advice(),
-            Self::Cpus { limit, .. } => format!("Ask for 1 to {limit} CPUs (`--cpus`)."),
-            Self::Acpi(AcpiError::TooLarge { .. }) => "Give the guest fewer devices.".into(),
-            Self::Acpi(_) | Self::Write(_) => "Give the guest more memory (`--memory`).".into(),
+            Self::Cpus { limit, .. } => format!("ask for 1 to {limit} CPUs (`--cpus`)"),
+            Self::Acpi(AcpiError::TooLarge { .. }) => "give the guest fewer devices".into(),
+            Self::Acpi(_) | Self::Write(_) => "give the guest more memory (`--memory`)".into(),
+        }
+    }
+}
+
+impl From<BootError> for Failure {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Kernel(error) => error.into(),
+            BootError::Initrd(error) => error.into(),
+            BootError::CommandLine(error) => error.into(),
+            error => Self::new("cannot prepare the guest's start", &error, error.advice()),
         }
     }
 }
@@ -135,6 +147,9 @@ pub fn place(
     write_command_line(ram, command_line, &kernel)?;
     write_mp_table(ram, topology.cpus)?;
     let rsdp = Some(build_acpi(ram, topology)?);
+    if let Some(id) = topology.generation_id {
+        ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID)).map_err(|_| BootError::Write("VM generation ID"))?;
+    }
     let params = match kernel.protocol {
         Protocol::Linux64 => write_boot_params(ram, &kernel, initrd, rsdp)?,
         Protocol::Pvh => write_start_info(ram, initrd, rsdp)?,
