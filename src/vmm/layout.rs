@@ -24,6 +24,8 @@ pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 pub const EBDA_START: u64 = 0x9_fc00;
 /// BIOS read-only area, where an operating system looks for the ACPI RSDP.
 pub const ACPI_START: u64 = 0xe_0000;
+/// Page of the VM generation ID, which shares it with nothing.
+pub const VMGENID: u64 = 0xf_f000;
 /// First byte above the BIOS area; kernels load from here.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
 

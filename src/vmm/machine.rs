@@ -2,7 +2,6 @@
 //! Puts a microVM together. Everything that has a path is opened here, before the first vCPU runs; nothing is opened
 //! by path afterwards.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use super::config::MachineConfig;
 use super::devices::exit::{ExitLine, GuestEnd};
 use super::devices::virtio::interrupt::Interrupt;
 use super::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use super::devices::virtio::rng::random;
 use super::event_loop::EventLoop;
 use super::host::{self, Host};
 use super::layout::{MMIO_BASE, MMIO_WINDOW, PMEM_ALIGN, VIRTIO_GSIS};
@@ -66,10 +66,8 @@ pub struct Machine {
 /// What cannot be had, why, and what to try.
 pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> Result<Machine, Failure> {
     config.check()?;
-    let kernel = KernelImage::open_path(&config.kernel, config.protocol).map_err(|error| {
-        Failure::new(format!("cannot boot kernel {}", config.kernel.display()), &error.problem, error.advice())
-    })?;
-    let initrd = config.initrd.as_deref().map(open_initrd).transpose()?;
+    let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
+    let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
 
@@ -107,10 +105,15 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
 
     let command_line = command_line(&config, &host, &places)?;
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
-    let topology = boot::Topology { cpus, virtio: &places };
-    let entry = boot::place(&ram, &kernel, initrd.as_ref(), &command_line, &topology).map_err(|error| {
-        Failure::new(format!("cannot load kernel {}", config.kernel.display()), &error, error.advice())
-    })?;
+    let topology = boot::Topology {
+        cpus,
+        virtio: &places,
+        generation_id: Some(generation_id()?),
+        pvpanic: true,
+        serial: attached.serial.is_some(),
+    };
+    let entry = boot::place(&ram, &kernel, initrd.as_ref(), &command_line, &topology)?;
+    kernel.release();
     let fds = vm.create_vcpus(cpus).map_err(refused)?;
     if let Some(first) = fds.first() {
         arch::registers::enter(first, &ram, &entry)
@@ -146,9 +149,11 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     })
 }
 
-fn open_initrd(path: &Path) -> Result<Initrd, Failure> {
-    Initrd::open_path(path)
-        .map_err(|error| Failure::new(format!("cannot use initrd {}", path.display()), &error.problem, error.advice()))
+/// A VM generation ID that no other VM has.
+fn generation_id() -> Result<u128, Failure> {
+    let mut id = [0; 16];
+    random(&mut id).map_err(|error| Failure::new("cannot identify the microVM", error, "a newer host kernel"))?;
+    Ok(u128::from_le_bytes(id))
 }
 
 fn refused(error: super::vm::VmError) -> Failure {
@@ -195,20 +200,18 @@ fn place_pmem(vm: &mut Vm, attached: &mut Attached, ram: &Ram) -> Result<(), Fai
 
 /// The machine's words first, the user's last, so that the user's count.
 fn command_line(config: &MachineConfig, host: &Host, devices: &[MmioDevice]) -> Result<CommandLine, Failure> {
-    let wrong =
-        |error: boot::CommandLineError| Failure::new("cannot use the kernel command line", &error, error.advice());
     let mut line = CommandLine::new();
     if config.default_command_line {
         if let Some(console) = config.console.kernel_name() {
-            line.add(&format!("console={console}")).map_err(wrong)?;
+            line.add(&format!("console={console}"))?;
         }
-        line.add(boot::DEFAULT_WORDS).map_err(wrong)?;
-        line.add(host.guest_command_line()).map_err(wrong)?;
+        line.add(boot::DEFAULT_WORDS)?;
+        line.add(host.guest_command_line())?;
         for device in devices {
             line.add_mmio_device(device);
         }
     }
-    line.add_users(&config.command_line).map_err(wrong)?;
+    line.add_users(&config.command_line)?;
     Ok(line)
 }
 

@@ -90,14 +90,14 @@ mod tests {
         let u32_at = |offset: u64| ram.read_obj::<u32>(GuestAddress(0x7000 + offset)).unwrap();
         let u64_at = |offset: u64| ram.read_obj::<u64>(GuestAddress(0x7000 + offset)).unwrap();
         assert_eq!(u64_at(0x70), 0xe_0000);
-        assert_eq!(u32_at(0x1e8) & 0xff, 5);
+        assert_eq!(u32_at(0x1e8) & 0xff, 6);
         assert_eq!(u32_at(0x1fe) & 0xffff, 0xaa55);
         assert_eq!(u32_at(0x202), u32::from_le_bytes(*b"HdrS"));
         assert_eq!(u32_at(0x210) & 0xff, 0xff);
         assert_eq!(u32_at(0x218), 0xb000_0000);
         assert_eq!(u32_at(0x21c), 0x1234);
         assert_eq!(u32_at(0x228), 0x2_0000);
-        let last = 0x2d0 + 4 * 20;
+        let last = 0x2d0 + 5 * 20;
         assert_eq!((u64_at(last), u64_at(last + 8), u32_at(last + 16)), (1 << 32, 2 << 30, 1));
     }
 }

@@ -103,13 +103,12 @@ impl BzImage {
         u16_at(head, 0x1fe) == Some(0xaa55) && head.get(0x202..).is_some_and(|rest| rest.starts_with(b"HdrS"))
     }
 
-    /// Checks the headers and unpacks the payload.
+    /// Checks the headers, which are in the file's first bytes `head`, and unpacks the payload.
     ///
     /// # Errors
     /// Says what is wrong. Memory taken is bounded by [`decompress::UNPACKED_MAX`](super::decompress::UNPACKED_MAX).
-    pub fn parse(source: Source) -> Result<Self, KernelProblem> {
-        let head = source.head(SECTOR * 2)?;
-        let header = SetupHeader::parse(&head)?;
+    pub fn parse(source: Source, head: &[u8]) -> Result<Self, KernelProblem> {
+        let header = SetupHeader::parse(head)?;
         let raw = header.raw();
         if raw.version < VERSION_PAYLOAD {
             return Err(KernelProblem::BzImageHeader("its boot protocol is older than 2.08 (Linux 2.6.26)"));
@@ -137,7 +136,9 @@ impl BzImage {
         if !ElfKernel::recognises(&unpacked) {
             return Err(unpack("what comes out is no ELF file".into()));
         }
-        let elf = ElfKernel::parse(Source::Memory(unpacked))?;
+        let source = Source::Memory(unpacked);
+        let head = source.head(SECTOR)?;
+        let elf = ElfKernel::parse(source, &head)?;
         Ok(Self { header, content: Content::Unpacked { compression, elf } })
     }
 
@@ -167,6 +168,13 @@ impl BzImage {
         match &self.content {
             Content::Unpacked { elf, .. } => Some(elf),
             Content::SelfUnpacking { .. } => None,
+        }
+    }
+
+    /// Gives up the unpacked kernel's contents.
+    pub fn release(&mut self) {
+        if let Content::Unpacked { elf, .. } = &mut self.content {
+            elf.release();
         }
     }
 
@@ -219,3 +227,7 @@ impl BzImage {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "bzimage_test.rs"]
+mod tests;

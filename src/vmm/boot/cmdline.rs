@@ -2,16 +2,17 @@
 //! The kernel command line, built word by word and checked before it reaches the guest.
 
 use super::MmioDevice;
+use crate::failure::Failure;
 
-/// Words for every guest: reset through the keyboard controller (the fastest way that the
-/// VMM sees), and no waiting after a panic.
+/// Words for every guest: reset through the keyboard controller (the fastest way that the VMM sees), and no waiting
+/// after a panic.
 pub const DEFAULT_WORDS: &str = "reboot=k panic=-1";
 
 /// A command line that cannot be given to a kernel.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommandLineError {
     /// Kernels take printable ASCII only.
-    #[error("kernel command line: character {position} is {found:?}, and only printable ASCII is allowed")]
+    #[error("character {position} is {found:?}, and only printable ASCII is allowed")]
     Character {
         /// Offset in characters from the start of the given text, from 1.
         position: usize,
@@ -19,7 +20,7 @@ pub enum CommandLineError {
         found: char,
     },
     /// It is longer than the kernel's buffer.
-    #[error("kernel command line: {length} bytes, and this kernel takes at most {limit}")]
+    #[error("it has {length} bytes, and this kernel takes at most {limit}")]
     TooLong {
         /// Its length in bytes, without the NUL.
         length: usize,
@@ -29,16 +30,22 @@ pub enum CommandLineError {
 }
 
 impl CommandLineError {
-    /// The next thing to try, as one sentence.
+    /// The next thing to try.
     pub fn advice(&self) -> String {
         match self {
             Self::Character { .. } => {
-                "Remove the character; pass such text to the guest in a file or over vsock instead.".into()
+                "remove the character; pass such text to the guest in a file or over vsock instead".into()
             }
             Self::TooLong { length, limit } => {
-                format!("Remove at least {} bytes, or use fewer devices.", length.saturating_sub(*limit))
+                format!("remove at least {} bytes, or use fewer devices", length.saturating_sub(*limit))
             }
         }
+    }
+}
+
+impl From<CommandLineError> for Failure {
+    fn from(error: CommandLineError) -> Self {
+        Self::new("cannot use the kernel command line", &error, error.advice())
     }
 }
 
@@ -144,8 +151,8 @@ mod tests {
         line.add_users(&"x".repeat(2048)).unwrap();
         let error = line.finish(2047).unwrap_err();
         assert_eq!(error, CommandLineError::TooLong { length: 2048, limit: 2047 });
-        assert_eq!(error.to_string(), "kernel command line: 2048 bytes, and this kernel takes at most 2047");
-        assert_eq!(error.advice(), "Remove at least 1 bytes, or use fewer devices.");
+        assert_eq!(error.to_string(), "it has 2048 bytes, and this kernel takes at most 2047");
+        assert_eq!(error.advice(), "remove at least 1 bytes, or use fewer devices");
         assert!(line.finish(2048).is_ok());
     }
 

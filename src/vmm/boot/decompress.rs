@@ -6,6 +6,9 @@
 use std::fmt;
 use std::io::Read;
 
+use ruzstd::decoding::FrameDecoder;
+use ruzstd::decoding::errors::FrameDecoderError;
+
 /// Largest kernel that is unpacked, in bytes. Distribution kernels unpack to some 60 MiB.
 pub const UNPACKED_MAX: u32 = 512 << 20;
 /// Largest history that a decoder may keep. `zstd --ultra -22`, as Linux uses it, keeps 128 MiB, xz 32 MiB.
@@ -127,11 +130,14 @@ fn exact(unpacked: &[u8], promised: u32) -> Result<(), DecompressError> {
 }
 
 fn unpack_zstd(packed: &[u8], size: u32) -> Result<Vec<u8>, DecompressError> {
-    let mut decoder = ruzstd::decoding::FrameDecoder::new();
+    let mut decoder = FrameDecoder::new();
     decoder.set_max_window_size(WINDOW_MAX);
     let mut unpacked = room(size)?;
     unpacked.resize(unpacked.capacity(), 0);
-    let length = decoder.decode_all(packed, &mut unpacked).map_err(damaged)?;
+    let length = decoder.decode_all(packed, &mut unpacked).map_err(|error| match error {
+        FrameDecoderError::TargetTooSmall => DecompressError::Size { promised: size, more: true },
+        error => damaged(error),
+    })?;
     unpacked.truncate(length);
     exact(&unpacked, size)?;
     Ok(unpacked)
@@ -172,3 +178,7 @@ fn unpack_lz4(packed: &[u8], size: u32) -> Result<Vec<u8>, DecompressError> {
     exact(&unpacked, size)?;
     Ok(unpacked)
 }
+
+#[cfg(test)]
+#[path = "decompress_test.rs"]
+mod tests;

@@ -14,8 +14,6 @@ use crate::vmm::memory::Ram;
 
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
-/// Bytes read at once from the start: the ELF header and, in all kernels seen, every program header.
-const HEAD_SIZE: u64 = 4096;
 /// More note bytes than any kernel has; bounds what a crafted file with thousands of note segments makes us read.
 const NOTES_MAX: u64 = 1 << 20;
 
@@ -68,13 +66,12 @@ impl ElfKernel {
         head.starts_with(b"\x7fELF")
     }
 
-    /// Checks all headers of an ELF kernel.
+    /// Checks all headers of an ELF kernel, whose first bytes are `head`.
     ///
     /// # Errors
     /// Says which header is wrong; nothing in the file makes it panic or read more than the file has.
-    pub fn parse(source: Source) -> Result<Self, KernelProblem> {
-        let head = source.head(HEAD_SIZE)?;
-        let table = program_header_table(&head, &source)?;
+    pub fn parse(source: Source, head: &[u8]) -> Result<Self, KernelProblem> {
+        let table = program_header_table(head, &source)?;
         let mut segments = Vec::new();
         let mut notes = Notes { budget: NOTES_MAX, pvh_entry: None, linux: false };
         for (index, header) in table.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
@@ -94,7 +91,7 @@ impl ElfKernel {
         if segments.is_empty() {
             return Err(KernelProblem::ElfHeader("it has no segment to load"));
         }
-        let entry = u64_at(&head, 24).ok_or(KernelProblem::ElfHeader("it is cut short"))?;
+        let entry = u64_at(head, 24).ok_or(KernelProblem::ElfHeader("it is cut short"))?;
         Ok(Self { source, segments, entry, pvh_entry: notes.pvh_entry, linux: notes.linux })
     }
 
@@ -122,6 +119,11 @@ impl ElfKernel {
     /// Whether its notes say that it is Linux, whose ELF entry point follows the 64-bit boot protocol.
     pub fn is_linux(&self) -> bool {
         self.linux
+    }
+
+    /// Gives up the file's bytes; the headers stay known.
+    pub fn release(&mut self) {
+        self.source = Source::Memory(Vec::new());
     }
 
     /// Segments, lowest address first.

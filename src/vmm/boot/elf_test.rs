@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use vm_memory::Bytes;
 
 fn parse(bytes: Vec<u8>) -> Result<ElfKernel, KernelProblem> {
-    ElfKernel::parse(Source::Memory(bytes))
+    let head = bytes[..bytes.len().min(128)].to_vec();
+    ElfKernel::parse(Source::Memory(bytes), &head)
 }
 
 fn one_segment(address: u64, file: &[u8], size: u64) -> Result<ElfKernel, KernelProblem> {

@@ -9,6 +9,7 @@ use vm_memory::GuestAddress;
 
 use super::kernel::{LoadedKernel, low_ram_end};
 use super::source::copy_file;
+use crate::failure::Failure;
 use crate::vmm::memory::Ram;
 
 const PAGE: u64 = 4096;
@@ -57,24 +58,27 @@ pub enum InitrdProblem {
 }
 
 impl InitrdError {
-    /// The next thing to try, as one sentence.
+    /// The next thing to try.
     pub fn advice(&self) -> String {
         match &self.problem {
             InitrdProblem::Open(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                "Make the file readable for this user (`chmod a+r`), or run as root.".into()
+                "make the file readable for this user (`chmod a+r`), or run as root".into()
             }
             InitrdProblem::Open(_) | InitrdProblem::NotAFile | InitrdProblem::Read(_) => {
-                "Check the path; an initrd is a cpio archive in a regular file.".into()
+                "check the path; an initrd is a cpio archive in a regular file".into()
             }
-            InitrdProblem::Empty => "Build the archive again, or leave `--initrd` out.".into(),
+            InitrdProblem::Empty => "build the archive again, or leave `--initrd` out".into(),
             InitrdProblem::TooLarge { needed: Some(needed), .. } => {
-                format!(
-                    "Give the guest at least {} MiB (`--memory`), plus room to unpack it.",
-                    needed.div_ceil(1 << 20)
-                )
+                format!("give the guest at least {} MiB (`--memory`), plus room to unpack it", needed.div_ceil(1 << 20))
             }
-            InitrdProblem::TooLarge { .. } => "Make the archive smaller, or put its files on a disk (`--disk`).".into(),
+            InitrdProblem::TooLarge { .. } => "make the archive smaller, or put its files on a disk (`--disk`)".into(),
         }
+    }
+}
+
+impl From<InitrdError> for Failure {
+    fn from(error: InitrdError) -> Self {
+        Self::new(format!("cannot use initrd {}", error.name.display()), &error.problem, error.advice())
     }
 }
 

@@ -16,8 +16,10 @@ use super::symbols::Symbols;
 use crate::vmm::layout::RAM_HOLE_START;
 use crate::vmm::memory::Ram;
 
-/// Bytes that tell one kind of file from another: up to the end of the bzImage setup header.
-const HEAD_SIZE: u64 = 0x290;
+/// Bytes read at once from the start: all headers of a bzImage, and all program headers of every ELF kernel seen.
+const HEAD_SIZE: u64 = 4096;
+/// End of the longest bzImage setup header.
+const SETUP_HEADER_END: u16 = 0x290;
 
 /// How the first vCPU enters the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ pub enum ProtocolChoice {
 
 /// A kernel file, opened and completely checked.
 ///
-/// It may hold tens of megabytes (an unpacked bzImage): drop it once the guest runs.
+/// An unpacked bzImage holds tens of megabytes: drop it, or [`release`](Self::release) them, once it has been loaded.
 #[derive(Debug)]
 pub struct KernelImage {
     name: PathBuf,
@@ -117,9 +119,9 @@ impl KernelImage {
         }
         let head = source.head(HEAD_SIZE)?;
         let format = if ElfKernel::recognises(&head) {
-            Format::Elf(ElfKernel::parse(source)?)
+            Format::Elf(ElfKernel::parse(source, &head)?)
         } else if BzImage::recognises(&head) {
-            Format::BzImage(BzImage::parse(source)?)
+            Format::BzImage(BzImage::parse(source, &head)?)
         } else {
             return Err(not_a_kernel(&head, name));
         };
@@ -153,14 +155,21 @@ impl KernelImage {
         }
     }
 
-    /// Function symbols of the kernel, if its file has any.
+    /// Gives up the contents of an unpacked bzImage. Only what has been loaded already can be used afterwards.
+    pub fn release(&mut self) {
+        if let Format::BzImage(image) = &mut self.format {
+            image.release();
+        }
+    }
+
+    /// Function symbols of the kernel, if its file has any. The kernel inside a bzImage has been stripped.
     ///
     /// # Errors
     /// The symbol table is damaged or could not be read.
     pub fn symbols(&self) -> Result<Option<Symbols>, KernelError> {
-        let found = match self.format.elf() {
-            Some(elf) => Symbols::from_elf(elf),
-            None => Ok(None),
+        let found = match &self.format {
+            Format::Elf(elf) => Symbols::from_elf(elf),
+            Format::BzImage(_) => Ok(None),
         };
         found.map_err(|problem| KernelError { name: self.name.clone(), problem })
     }
@@ -266,9 +275,9 @@ fn not_a_kernel(head: &[u8], name: &Path) -> KernelProblem {
         return KernelProblem::Architecture("32-bit ARM (a zImage)".into());
     }
     // Headers are the first to be lost when a file is truncated, and the whole of it can be shorter than they are.
-    if head.len() < usize::try_from(HEAD_SIZE).unwrap_or(usize::MAX) && (at(0, b"MZ") || at(510, b"\x55\xaa")) {
-        let length = head.len() as u64;
-        return KernelProblem::Truncated { what: "bzImage setup header", needed: HEAD_SIZE, length };
+    if head.len() < usize::from(SETUP_HEADER_END) && (at(0, b"MZ") || at(510, b"\x55\xaa")) {
+        let (needed, length) = (u64::from(SETUP_HEADER_END), head.len() as u64);
+        return KernelProblem::Truncated { what: "bzImage setup header", needed, length };
     }
     KernelProblem::NotAKernel(if at(0, b"\x1f\x8b") && name.extension() == Some(OsStr::new("gz")) {
         "a gzip file (unpack it first)"
@@ -296,3 +305,7 @@ fn not_a_kernel(head: &[u8], name: &Path) -> KernelProblem {
         "data of an unknown kind"
     })
 }
+
+#[cfg(test)]
+#[path = "kernel_test.rs"]
+mod tests;

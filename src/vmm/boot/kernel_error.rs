@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::decompress::Compression;
+use crate::failure::Failure;
 
 /// A kernel that cannot be booted: which file, why, and through [`advice`](Self::advice) what to try.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +18,15 @@ pub struct KernelError {
 }
 
 impl KernelError {
-    /// The next thing to try, as one sentence.
+    /// The next thing to try.
     pub fn advice(&self) -> String {
         self.problem.advice()
+    }
+}
+
+impl From<KernelError> for Failure {
+    fn from(error: KernelError) -> Self {
+        Self::new(format!("cannot boot kernel {}", error.name.display()), &error.problem, error.advice())
     }
 }
 
@@ -107,28 +114,28 @@ pub enum KernelProblem {
 
 impl KernelProblem {
     fn advice(&self) -> String {
-        let whole = "Copy or build the file again, and compare its checksum with the original's.";
+        let whole = "copy or build the file again, and compare its checksum with the original's";
         match self {
             Self::Open(error) if error.kind() == io::ErrorKind::NotFound => {
-                "Check the path; kernels are usually under /boot (vmlinuz-*) or built with `make vmlinux`.".into()
+                "check the path; kernels are usually under /boot (vmlinuz-*) or built with `make vmlinux`".into()
             }
             Self::Open(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                "Make the file readable for this user (`chmod a+r`), or run as root.".into()
+                "make the file readable for this user (`chmod a+r`), or run as root".into()
             }
-            Self::Open(_) | Self::Read(_) => "Check that the file can be read, for example with `sha256sum`.".into(),
+            Self::Open(_) | Self::Read(_) => "check that the file can be read, for example with `sha256sum`".into(),
             Self::NotAFile(_) | Self::NotAKernel(_) => {
-                "Give the path of a kernel: an uncompressed `vmlinux` or a `bzImage` (Debian calls it vmlinuz).".into()
+                "give the path of a kernel: an uncompressed `vmlinux` or a `bzImage` (Debian calls it vmlinuz)".into()
             }
             Self::Empty | Self::ElfHeader(_) | Self::BzImageHeader(_) | Self::Truncated { .. } => whole.into(),
             Self::Unpack { .. } => whole.into(),
-            Self::Architecture(_) => "Give a kernel built for x86-64 (`make ARCH=x86_64`).".into(),
+            Self::Architecture(_) => "give a kernel built for x86-64 (`make ARCH=x86_64`)".into(),
             Self::Segment { .. } | Self::EntryPoint { .. } => {
-                "Give a kernel linked to run from 1 MiB up, as `make vmlinux` makes it.".into()
+                "give a kernel linked to run from 1 MiB up, as `make vmlinux` makes it".into()
             }
-            Self::NoPvhEntry => "Build the kernel with CONFIG_PVH=y, or use the Linux boot protocol.".into(),
-            Self::No64BitEntry => "Build the kernel with CONFIG_64BIT=y, version 3.8 or later.".into(),
+            Self::NoPvhEntry => "build the kernel with CONFIG_PVH=y, or use the Linux boot protocol".into(),
+            Self::No64BitEntry => "build the kernel with CONFIG_64BIT=y, version 3.8 or later".into(),
             Self::Memory { needed, .. } => {
-                format!("Give the guest at least {} MiB (`--memory`), plus room to run.", needed.div_ceil(1 << 20))
+                format!("give the guest at least {} MiB (`--memory`), plus room to run", needed.div_ceil(1 << 20))
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::vmm::layout::{ACPI_START, EBDA_START, HIGH_RAM_START};
+use crate::vmm::layout::{ACPI_START, EBDA_START, HIGH_RAM_START, VMGENID};
 use crate::vmm::memory::Ram;
 
 /// What a range of guest memory is, with its number in the e820 map (ACPI 6.5 table 15.3).
@@ -35,7 +35,8 @@ pub fn memory_map(ram: &Ram) -> Vec<MemoryRange> {
     let mut map = vec![
         range(0, EBDA_START, MemoryKind::Ram),
         range(EBDA_START, ACPI_START, MemoryKind::Reserved),
-        range(ACPI_START, HIGH_RAM_START, MemoryKind::Acpi),
+        range(ACPI_START, VMGENID, MemoryKind::Acpi),
+        range(VMGENID, HIGH_RAM_START, MemoryKind::Reserved),
     ];
     for region in ram.iter() {
         let end = region.start_addr().0 + region.len();
@@ -61,7 +62,8 @@ mod tests {
         let want = [
             (0, 0x9_fc00, Ram),
             (0x9_fc00, 0xe_0000, Reserved),
-            (0xe_0000, 0x10_0000, Acpi),
+            (0xe_0000, 0xf_f000, Acpi),
+            (0xf_f000, 0x10_0000, Reserved),
             (0x10_0000, 0x800_0000, Ram),
         ];
         assert_eq!(ranges(128 << 20), want);
@@ -70,6 +72,6 @@ mod tests {
     #[test]
     fn memory_goes_on_above_the_hole() {
         let map = ranges(5 << 30);
-        assert_eq!(map[3..], [(0x10_0000, 0xc000_0000, Ram), (0x1_0000_0000, 0x1_8000_0000, Ram)]);
+        assert_eq!(map[4..], [(0x10_0000, 0xc000_0000, Ram), (0x1_0000_0000, 0x1_8000_0000, Ram)]);
     }
 }

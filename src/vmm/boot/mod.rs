@@ -5,6 +5,7 @@
 //! guest finds at its start into fresh guest memory and says how the first vCPU enters it. Drop the images afterwards:
 //! an unpacked kernel takes tens of megabytes.
 
+mod acpi;
 mod boot_params;
 mod bzimage;
 mod cmdline;
@@ -23,6 +24,7 @@ mod testing;
 
 use vm_memory::{Bytes, GuestAddress};
 
+pub use acpi::{AcpiError, build_acpi};
 pub use boot_params::write_boot_params;
 pub use cmdline::{CommandLine, CommandLineError, DEFAULT_WORDS};
 pub use decompress::{Compression, UNPACKED_MAX};
@@ -34,8 +36,9 @@ pub use mptable::write_mp_table;
 pub use pvh::write_start_info;
 pub use symbols::Symbols;
 
-use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX};
+use super::layout::{COMMAND_LINE, COMMAND_LINE_MAX, VMGENID};
 use super::memory::Ram;
+use crate::failure::Failure;
 
 /// A virtio-mmio device as the guest is told of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +58,12 @@ pub struct Topology<'a> {
     pub cpus: u8,
     /// virtio-mmio devices.
     pub virtio: &'a [MmioDevice],
+    /// The VM generation ID, if the guest gets one. It lies at [`VMGENID`].
+    pub generation_id: Option<u128>,
+    /// Whether there is a pvpanic port.
+    pub pvpanic: bool,
+    /// Whether there is a first serial port.
+    pub serial: bool,
 }
 
 /// Where and how the first vCPU starts.
@@ -81,6 +90,9 @@ pub enum BootError {
     /// The command line.
     #[error(transparent)]
     CommandLine(#[from] CommandLineError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// More CPUs than the tables can name, or none.
     #[error("cannot describe {cpus} CPUs to the guest: 1 to {limit} are possible")]
     Cpus {
@@ -95,14 +107,26 @@ pub enum BootError {
 }
 
 impl BootError {
-    /// The next thing to try, as one sentence.
+    /// The next thing to try.
     pub fn advice(&self) -> String {
         match self {
             Self::Kernel(error) => error.advice(),
             Self::Initrd(error) => error.advice(),
             Self::CommandLine(error) => error.advice(),
-            Self::Cpus { limit, .. } => format!("Ask for 1 to {limit} CPUs (`--cpus`)."),
-            Self::Write(_) => "Give the guest more memory (`--memory`).".into(),
+            Self::Cpus { limit, .. } => format!("ask for 1 to {limit} CPUs (`--cpus`)"),
+            Self::Acpi(AcpiError::TooLarge { .. }) => "give the guest fewer devices".into(),
+            Self::Acpi(_) | Self::Write(_) => "give the guest more memory (`--memory`)".into(),
+        }
+    }
+}
+
+impl From<BootError> for Failure {
+    fn from(error: BootError) -> Self {
+        match error {
+            BootError::Kernel(error) => error.into(),
+            BootError::Initrd(error) => error.into(),
+            BootError::CommandLine(error) => error.into(),
+            error => Self::new("cannot prepare the guest's start", &error, error.advice()),
         }
     }
 }
@@ -122,7 +146,10 @@ pub fn place(
     let initrd = initrd.map(|initrd| initrd.load(ram, &kernel)).transpose()?;
     write_command_line(ram, command_line, &kernel)?;
     write_mp_table(ram, topology.cpus)?;
-    let rsdp = None;
+    let rsdp = Some(build_acpi(ram, topology)?);
+    if let Some(id) = topology.generation_id {
+        ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID)).map_err(|_| BootError::Write("VM generation ID"))?;
+    }
     let params = match kernel.protocol {
         Protocol::Linux64 => write_boot_params(ram, &kernel, initrd, rsdp)?,
         Protocol::Pvh => write_start_info(ram, initrd, rsdp)?,
@@ -136,3 +163,7 @@ fn write_command_line(ram: &Ram, line: &CommandLine, kernel: &LoadedKernel) -> R
     bytes.push(0);
     ram.write_slice(&bytes, GuestAddress(COMMAND_LINE)).map_err(|_| BootError::Write("command line"))
 }
+
+#[cfg(test)]
+#[path = "boot_test.rs"]
+mod tests;

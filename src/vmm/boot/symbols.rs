@@ -154,3 +154,7 @@ impl Symbols {
 fn physical_range(segment: &Segment) -> (u64, u64, u64) {
     (segment.address, segment.end(), segment.virtual_address.wrapping_sub(segment.address))
 }
+
+#[cfg(test)]
+#[path = "symbols_test.rs"]
+mod tests;

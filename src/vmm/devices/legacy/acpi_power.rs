@@ -14,7 +14,7 @@ const SLEEP_CONTROL: u64 = 0;
 /// Offset of the reset register.
 const RESET: u64 = 2;
 /// What the FADT gives as its reset value.
-const RESET_VALUE: u8 = 1;
+pub const RESET_VALUE: u8 = 1;
 /// `SLP_EN`, with the sleep type in the three bits below it.
 const SLEEP_ENABLE: u8 = 1 << 5;
 const SLEEP_TYPE_MASK: u8 = 7 << 2;

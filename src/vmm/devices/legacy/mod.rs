@@ -8,7 +8,7 @@ mod i8042;
 mod pvpanic;
 mod serial;
 
-pub use acpi_power::{AcpiPower, S5_SLEEP_TYPE};
+pub use acpi_power::{AcpiPower, RESET_VALUE, S5_SLEEP_TYPE};
 pub use cmos::Cmos;
 pub use fixed_port::FixedPort;
 pub use i8042::I8042;

@@ -73,7 +73,10 @@ impl VirtioDevice for Rng {
 }
 
 /// Fills `buffer` from the kernel's generator.
-fn random(buffer: &mut [u8]) -> io::Result<()> {
+///
+/// # Errors
+/// The host has no generator, or forbids its use.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
     let mut rest = buffer;
     while !rest.is_empty() {
         // SAFETY: the pointer and length are those of a slice that is borrowed mutably.

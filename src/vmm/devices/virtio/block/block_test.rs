@@ -9,6 +9,7 @@ use super::super::testing::FakeDriver;
 use super::*;
 
 const SIZE: u64 = 4 << 20;
+const LENGTH: usize = 4 << 20;
 const ENGINES: [Engine; 3] = [Engine::Adaptive, Engine::Ring, Engine::Synchronous];
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 /// Where headers, data and status of request number n are.
@@ -38,7 +39,7 @@ impl Bench {
 
     pub fn with(engine: Engine, read_only: bool, queues: u16, features: u64) -> Self {
         let file = NamedTempFile::new().unwrap();
-        file.as_file().write_all_at(&pattern(0, SIZE as usize), 0).unwrap();
+        file.as_file().write_all_at(&pattern(0, LENGTH), 0).unwrap();
         let config = BlockConfig { path: file.path().into(), read_only, serial: Some("coracle-test".into()), queues };
         let mut block = Block::open_with(&config, engine).unwrap();
         let (session, drivers) = FakeDriver::attach(&mut block, features).unwrap();
@@ -205,7 +206,7 @@ fn cleared_ranges_read_as_zeroes_and_the_file_keeps_its_size() {
                 payload.extend([&sector.to_le_bytes()[..], &count.to_le_bytes(), &flags.to_le_bytes()].concat());
             }
             let mut expected = bench.content();
-            for (sector, count) in [(8, 16), (100, 3), (SIZE as usize / 512 - 1, 1)] {
+            for (sector, count) in [(8, 16), (100, 3), (LENGTH / 512 - 1, 1)] {
                 expected[sector * 512..(sector + count) * 512].fill(0);
             }
             assert_eq!(bench.request(kind, 0, &payload, 0).1, 0, "{engine:?} {kind} {flags}");
@@ -279,7 +280,10 @@ fn many_requests_on_several_queues_are_all_answered_once() {
         assert_eq!(bench.block.config[config::NUM_QUEUES], 4);
         assert_ne!(bench.block.features() & 1 << VIRTIO_BLK_F_MQ, 0);
         // 85 requests of three descriptors fill a queue of 256: more in all than may be in flight.
-        let numbers: Vec<_> = (0..4 * 85).map(|n| bench.add(n as usize % 4, 0, n * 8 % 8192, &[], 4096)).collect();
+        let numbers: Vec<_> = (0..85 * 4)
+            .zip([0, 1, 2, 3].into_iter().cycle())
+            .map(|(n, queue)| bench.add(queue, 0, n * 8 % 8192, &[], 4096))
+            .collect();
         for queue in 0..4 {
             bench.kick(queue).unwrap();
         }

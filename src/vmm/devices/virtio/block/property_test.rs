@@ -11,6 +11,7 @@ use super::super::testing::{Descriptor, FakeDriver};
 use super::*;
 
 const SECTORS: u64 = 64;
+const SIZE: usize = 64 * 512;
 const BASE: u64 = 0x10_0000;
 const FLUSH: u64 = 1 << VIRTIO_BLK_F_FLUSH;
 
@@ -46,8 +47,9 @@ struct Model(Vec<u8>);
 impl Model {
     /// Where the wish's range is, if the disk has it.
     fn range(&self, wish: &Wish) -> Option<std::ops::Range<usize>> {
-        let end = wish.sector.checked_add(wish.sectors.into()).filter(|end| *end <= SECTORS)?;
-        Some(wish.sector as usize * 512..end as usize * 512)
+        wish.sector.checked_add(wish.sectors.into()).filter(|end| *end <= SECTORS)?;
+        let start = usize::try_from(wish.sector).ok()? * 512;
+        Some(start..start + usize::from(wish.sectors) * 512)
     }
 
     /// The status that the wish must get; with `done`, what it changes.
@@ -72,9 +74,10 @@ impl Model {
 
 /// Cuts `length` bytes at `address` into buffers of `cut` bytes.
 fn pieces(address: u64, length: usize, cut: u32, writable: bool) -> Vec<(u64, u32, bool)> {
-    let cut = cut.max(length as u32 / 100 + 1);
-    let starts = (0..length as u32).step_by(cut as usize);
-    starts.map(|at| (address + u64::from(at), cut.min(length as u32 - at), writable)).collect()
+    let length = u32::try_from(length).unwrap();
+    let cut = cut.max(length / 100 + 1);
+    let starts = (0..length).step_by(usize::try_from(cut).unwrap());
+    starts.map(|at| (address + u64::from(at), cut.min(length - at), writable)).collect()
 }
 
 fn run(block: &mut Block, session: &mut Session) {
@@ -157,6 +160,6 @@ proptest! {
             }
         }
         block.reset(&mut session);
-        prop_assert!(std::fs::read(file.path()).unwrap() == vec![0; SECTORS as usize * 512]);
+        prop_assert!(std::fs::read(file.path()).unwrap() == vec![0; SIZE]);
     }
 }

@@ -29,7 +29,11 @@ fn echo(guest: &mut Guest, peers: &mut [Peer], total: usize) {
         assert!(start.elapsed() < Duration::from_secs(120), "stalled");
         guest.pump();
         for (header, data) in std::mem::take(&mut guest.inbox) {
-            let at = peers.iter().position(|peer| peer.ports.host == header.src_port).expect("a known connection");
+            let Some(at) = peers.iter().position(|peer| peer.ports.host == header.src_port) else {
+                // Another connection, on which nobody gives credit.
+                assert_eq!(header.op, Op::CreditRequest.number());
+                continue;
+            };
             let peer = &mut peers[at];
             peer.learn(&header);
             peer.received = peer.received.wrapping_add(header.length);
@@ -51,6 +55,9 @@ fn echo(guest: &mut Guest, peers: &mut [Peer], total: usize) {
         }
         guest.device.queue_event(TX, &mut guest.session).unwrap();
         guest.collect();
+    }
+    while peers.iter().any(|peer| guest.has_backlog(peer.ports)) {
+        guest.pump();
     }
 }
 
@@ -214,29 +221,11 @@ fn a_guest_that_stops_reading_one_stream_gets_the_others() {
     // The credit of a connection is used up; the guest never gives more.
     let received: usize = guest.inbox.drain(..).map(|(_, data)| data.len()).sum();
     assert_eq!(received, usize::try_from(GUEST_BUFFER).unwrap());
-    let (client, mut peer) = guest.connect_from_host(6);
+    let (client, peer) = guest.connect_from_host(6);
     let client = thread::spawn(move || exchange(client, 1, 1 << 20, 10_000));
-    while !client.is_finished() {
-        echo_once(&mut guest, &mut peer);
-    }
+    echo(&mut guest, &mut [peer], 1 << 20);
     let (one, other) = client.join().unwrap();
     assert_eq!(one, other);
-}
-
-/// One round of [`echo`] for a single connection, where others are silent.
-fn echo_once(guest: &mut Guest, peer: &mut Peer) {
-    guest.pump();
-    for (header, data) in std::mem::take(&mut guest.inbox) {
-        if header.src_port != peer.ports.host {
-            assert_eq!(header.op, Op::CreditRequest.number());
-            continue;
-        }
-        peer.learn(&header);
-        peer.received = peer.received.wrapping_add(header.length);
-        assert!(data.len() <= peer.credit(), "the client keeps up");
-        let reply = peer.data(&data);
-        guest.send(&reply, &data);
-    }
 }
 
 #[test]

@@ -222,6 +222,12 @@ impl Guest {
         (client, peer)
     }
 
+    /// Whether the device holds data for the host reader of this connection.
+    fn has_backlog(&mut self, ports: Ports) -> bool {
+        let streams = &mut self.device.streams;
+        streams.find(ports).and_then(|id| streams.get_mut(id)).is_some_and(|stream| stream.has_backlog())
+    }
+
     /// Lets every deadline pass now.
     fn let_time_pass(&mut self) {
         for id in self.device.streams.ids() {
