@@ -8,12 +8,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Result;
 use rustix::net::{SocketFlags, accept_with};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 
-use crate::children::{Children, wait_until};
 use crate::connection::{Connection, Outcome};
 use crate::settings::{Console, Settings};
-use crate::{console, mounts, sys};
+use crate::signals::{Signals, wait_until};
+use crate::{console, mounts, signals, sys};
 
 /// Connections served at once.
 const MAX_CONNECTIONS: usize = 8;
@@ -27,13 +27,13 @@ const CONSOLE_GRACE_MS: u32 = 1000;
 pub struct Agent {
     listener: Option<OwnedFd>,
     connections: Vec<Connection>,
-    children: Option<Children>,
+    signals: Option<Signals>,
     shell: Option<Pid>,
 }
 
 /// What `poll(2)` found.
 struct Ready {
-    children: bool,
+    signals: bool,
     listener: PollFlags,
     /// One for each connection, in order.
     connections: Vec<bool>,
@@ -43,16 +43,16 @@ impl Agent {
     /// An agent that serves connections to `listener`, which does not block.
     #[must_use]
     pub fn new(listener: Option<OwnedFd>) -> Self {
-        Self { listener, connections: Vec::new(), children: None, shell: None }
+        Self { listener, connections: Vec::new(), signals: None, shell: None }
     }
 
-    /// Starts to reap, which is to be done before the first fork. Repeating it is free.
+    /// Starts to reap and to obey signals, which is to be done before the first fork. Repeating it is free.
     ///
     /// # Errors
     /// Those of `signalfd(2)`.
-    pub fn watch_children(&mut self) -> Result<()> {
-        if self.children.is_none() {
-            self.children = Some(Children::watch()?);
+    pub fn watch_signals(&mut self) -> Result<()> {
+        if self.signals.is_none() {
+            self.signals = Some(Signals::watch()?);
         }
         Ok(())
     }
@@ -68,7 +68,7 @@ impl Agent {
         if mounts::prepare().is_err() {
             sys::say(b"coracle-agent: not every file system could be mounted: see `mount` and `dmesg`\n");
         }
-        match self.watch_children().and_then(|()| console::start_shell()) {
+        match self.watch_signals().and_then(|()| console::start_shell()) {
             Ok(pid) => self.shell = Some(pid),
             Err(_) => {
                 sys::say(b"coracle-agent: cannot start a shell: the kernel has no signalfd, or no memory is left\n")
@@ -78,10 +78,21 @@ impl Agent {
 
     /// Serves until the machine is to end.
     pub fn run(&mut self) -> Shutdown {
+        let shutdown = self.serve_until_end();
+        if let Some(shell) = self.shell {
+            // An interactive shell ignores SIGTERM. It is no error that it has ended meanwhile.
+            let _ = kill_process(shell, Signal::HUP);
+        }
+        shutdown
+    }
+
+    fn serve_until_end(&mut self) -> Shutdown {
         loop {
             let Ok(ready) = self.wait() else { continue };
-            if ready.children && self.reap() {
-                return Shutdown { mode: ShutdownMode::PowerOff, grace_ms: CONSOLE_GRACE_MS };
+            if ready.signals
+                && let Some(mode) = self.obey_signals()
+            {
+                return Shutdown { mode, grace_ms: CONSOLE_GRACE_MS };
             }
             if let Some(shutdown) = self.serve(&ready.connections) {
                 return shutdown;
@@ -97,25 +108,29 @@ impl Agent {
 
     fn wait(&self) -> Result<Ready> {
         let mut fds = Vec::with_capacity(2 + self.connections.len());
-        fds.extend(self.children.iter().map(|children| PollFd::new(children.readiness(), PollFlags::IN)));
+        fds.extend(self.signals.iter().map(|signals| PollFd::new(signals.readiness(), PollFlags::IN)));
         fds.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
         fds.extend(self.connections.iter().map(|one| PollFd::new(one.socket(), one.interest())));
         poll(&mut fds, None)?;
         let mut found = fds.iter().map(PollFd::revents);
         let mut next = |present: bool| present.then(|| found.next()).flatten().unwrap_or(PollFlags::empty());
         Ok(Ready {
-            children: !next(self.children.is_some()).is_empty(),
+            signals: !next(self.signals.is_some()).is_empty(),
             listener: next(self.listener.is_some()),
             connections: found.map(|flags| !flags.is_empty()).collect(),
         })
     }
 
-    /// Reaps what has ended; true if the console's shell has.
-    fn reap(&mut self) -> bool {
-        let Some(children) = &self.children else {
-            return false;
-        };
-        children.reap().iter().any(|&(pid, _)| Some(pid) == self.shell)
+    /// Reaps what has ended. The machine is to end if a signal says so, or if the console's shell is gone.
+    fn obey_signals(&mut self) -> Option<ShutdownMode> {
+        let signals = self.signals.as_ref()?;
+        let asked = signals.take();
+        let ended = signals::reap();
+        let shell_ended = self.shell.is_some_and(|shell| ended.contains(&shell));
+        if shell_ended {
+            self.shell = None;
+        }
+        asked.or(shell_ended.then_some(ShutdownMode::PowerOff))
     }
 
     fn serve(&mut self, ready: &[bool]) -> Option<Shutdown> {

@@ -12,7 +12,6 @@ extern crate alloc;
 extern crate std;
 
 mod agent;
-mod children;
 mod connection;
 mod console;
 mod facts;
@@ -20,6 +19,7 @@ mod io_ports;
 mod mounts;
 mod power;
 mod settings;
+mod signals;
 mod sys;
 mod vsock;
 

@@ -4,13 +4,13 @@
 use coracle_protocol::{PVPANIC_PORT, PVPANIC_SHUTDOWN, Shutdown, ShutdownMode};
 use rustix::system::{RebootCommand, reboot};
 
-use crate::children::Children;
+use crate::signals::Signals;
 use crate::{IoPorts, mounts, sys};
 
 /// Ends every process, leaves disks clean, and ends the machine, or, if this is PID 1 of a namespace, that.
 pub fn end(shutdown: Shutdown, ports: &IoPorts) -> ! {
-    if let Ok(children) = Children::watch() {
-        children.end_all(shutdown.grace_ms);
+    if let Ok(signals) = Signals::watch() {
+        signals.end_all(shutdown.grace_ms);
     }
     rustix::fs::sync();
     mounts::release();

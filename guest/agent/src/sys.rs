@@ -6,7 +6,7 @@ use core::ffi::{CStr, c_char};
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use rustix::io::{Errno, Result};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 const FORK: usize = 57;
 const EXECVE: usize = 59;
@@ -22,13 +22,6 @@ const SIG_SETMASK: usize = 2;
 const SIGSET_SIZE: usize = 8;
 /// `SFD_NONBLOCK | SFD_CLOEXEC`.
 const SFD_FLAGS: usize = 0o2_004_000;
-
-/// The signal set that has SIGCHLD (17) only.
-pub const SIGCHLD_ONLY: u64 = 1 << 16;
-/// SIGTERM.
-pub const SIGTERM: u8 = 15;
-/// SIGKILL.
-pub const SIGKILL: u8 = 9;
 
 /// # Safety
 /// The arguments are what the system call demands; pointers among them stay valid while it runs.
@@ -89,10 +82,19 @@ pub fn exit(status: u8) -> ! {
     }
 }
 
+fn signal_number(signal: Signal) -> usize {
+    usize::try_from(signal.as_raw()).unwrap_or(0)
+}
+
 /// Sends `signal` to every process but PID 1.
-pub fn kill_all(signal: u8) {
+pub fn kill_all(signal: Signal) {
     // SAFETY: kill(2) takes two numbers. It fails only if there is nobody to kill.
-    let _ = unsafe { call(KILL, usize::MAX, signal.into(), 0, 0) };
+    let _ = unsafe { call(KILL, usize::MAX, signal_number(signal), 0, 0) };
+}
+
+/// The set of `signals`, as the kernel's `sigset_t`.
+pub fn signal_set(signals: &[Signal]) -> u64 {
+    signals.iter().fold(0, |set, &signal| set | 1 << (signal_number(signal) - 1))
 }
 
 /// Blocks exactly the signals in `set`.

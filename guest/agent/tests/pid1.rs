@@ -28,9 +28,10 @@ fn main() {
     if arguments.next().is_some_and(|first| first == "init") {
         init(Path::new(&arguments.next().expect("a directory")));
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         ("a_session_ends_with_power_off", a_session_ends_with_power_off),
         ("reboot_is_not_power_off", reboot_is_not_power_off),
+        ("poweroff_and_reboot_turn_to_pid_1", poweroff_and_reboot_turn_to_pid_1),
         ("what_is_unknown_or_malformed_is_answered", what_is_unknown_or_malformed_is_answered),
         ("nothing_but_hello_comes_first", nothing_but_hello_comes_first),
         ("no_common_version_closes_the_connection", no_common_version_closes_the_connection),
@@ -54,7 +55,7 @@ fn init(directory: &Path) -> ! {
     let listener = UnixListener::bind(directory.join("starting")).expect("a socket");
     listener.set_nonblocking(true).expect("a socket that does not block");
     let mut agent = Agent::new(Some(listener.into()));
-    agent.watch_children().expect("signalfd");
+    agent.watch_signals().expect("signalfd");
     let script = "
         for i in 1 2 3 4 5 6 7 8 9 10; do (sleep 0.2 & sleep 0.1 &) ; done
         (trap 'echo asked > polite; exit' TERM; touch polite-is-there; while :; do sleep 0.05; done) &
@@ -212,6 +213,20 @@ fn reboot_is_not_power_off() {
     let (status, _, directory) = Guest::start().end(ShutdownMode::Reboot, 1000);
     assert_eq!(status.signal(), Some(SIGHUP));
     assert!(fs::read(directory.path().join("port")).unwrap().is_empty());
+}
+
+/// With the signals that busybox sends; a signal of another kind is not heeded.
+fn poweroff_and_reboot_turn_to_pid_1() {
+    use rustix::process::{Pid, Signal, kill_process};
+    for (signal, end) in [(Signal::USR2, SIGINT), (Signal::USR1, SIGINT), (Signal::TERM, SIGHUP), (Signal::INT, SIGHUP)]
+    {
+        let mut guest = Guest::start();
+        let pid1 = Pid::from_raw(guest.host_pid().try_into().unwrap()).unwrap();
+        kill_process(pid1, Signal::HUP).unwrap();
+        ping(&mut guest.open());
+        kill_process(pid1, signal).unwrap();
+        assert_eq!(guest.unshare.wait().unwrap().signal(), Some(end), "{signal:?}");
+    }
 }
 
 fn what_is_unknown_or_malformed_is_answered() {

@@ -8,6 +8,9 @@ use crate::{Decoder, Failure, Frame, FrameError, Hello, Message, MessageError, R
 
 /// Bytes asked for in one read. A hostile length makes nobody allocate more than what has come.
 const CHUNK: usize = 4096;
+/// Messages that are passed over while waiting for an answer: enough for what an honest agent may have sent before it
+/// read the request, and an end to the patience with one that never answers but never stops talking either.
+const MAX_PASSED_OVER: u32 = 64;
 
 /// Why no frame could be read.
 #[derive(Debug)]
@@ -78,6 +81,8 @@ pub enum CallError {
     Write(io::Error),
     /// The peer closed the connection before it answered.
     Closed,
+    /// The peer sent much, but no answer.
+    NoAnswer,
     /// The peer refused.
     Refused(Failure),
     /// The peer's answer cannot be understood.
@@ -94,6 +99,9 @@ impl fmt::Display for CallError {
             Self::Read(error) => error.fmt(formatter),
             Self::Write(error) => write!(formatter, "writing to the agent failed: {error}"),
             Self::Closed => formatter.write_str("the agent closed the connection without an answer"),
+            Self::NoAnswer => {
+                write!(formatter, "the agent sent {MAX_PASSED_OVER} other messages and no answer: it cannot be trusted")
+            }
             Self::Refused(failure) => {
                 write!(formatter, "the agent refused: {} (code {})", failure.message, failure.code.0)
             }
@@ -115,6 +123,9 @@ impl fmt::Display for CallError {
 impl std::error::Error for CallError {}
 
 /// The host's end of a connection to an agent, one request at a time.
+///
+/// A time limit on the stream bounds each read, not the whole answer. Where a guest that sends a byte now and then must
+/// not keep its caller waiting, feed a [`Decoder`] under a deadline instead.
 #[derive(Debug)]
 pub struct Channel<S> {
     stream: S,
@@ -172,7 +183,7 @@ impl<S: Read + Write> Channel<S> {
 
 /// The answer to request `id`.
 fn answer(stream: &mut (impl Read + Write), id: u32) -> Result<Message, CallError> {
-    loop {
+    for _ in 0..MAX_PASSED_OVER {
         match read_message(stream)? {
             (from, Message::Error(failure)) if from == id || from == 0 => {
                 return Err(CallError::Refused(failure));
@@ -182,6 +193,7 @@ fn answer(stream: &mut (impl Read + Write), id: u32) -> Result<Message, CallErro
             _ => {}
         }
     }
+    Err(CallError::NoAnswer)
 }
 
 fn read_message(stream: &mut impl Read) -> Result<(u32, Message), CallError> {

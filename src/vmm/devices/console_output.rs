@@ -29,7 +29,7 @@ const GATHER_TIME: Duration = Duration::from_millis(2);
 /// Longest pause between two attempts to write to a reader that takes nothing.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// A reader that has taken nothing for this long is stuck.
-const STUCK: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Burst and lasting rate of a log file, in bytes and bytes a second.
 const LOG_BURST: u64 = 4 << 20;
 const LOG_RATE: u64 = 1 << 20;
@@ -40,6 +40,7 @@ pub struct ConsoleOutput {
     timer: TimerFd,
     armed: bool,
     pause: Duration,
+    patience: Duration,
     on_first_byte: Option<Box<dyn FnOnce() + Send>>,
     bytes: u64,
 }
@@ -63,7 +64,15 @@ impl ConsoleOutput {
     /// The kernel's, where it gives no timer.
     pub fn new() -> io::Result<Self> {
         let timer = TimerFd::new().map_err(io::Error::from)?;
-        Ok(Self { sinks: Vec::new(), timer, armed: false, pause: GATHER_TIME, on_first_byte: None, bytes: 0 })
+        Ok(Self {
+            sinks: Vec::new(),
+            timer,
+            armed: false,
+            pause: GATHER_TIME,
+            patience: PATIENCE,
+            on_first_byte: None,
+            bytes: 0,
+        })
     }
 
     /// Adds a terminal, pipe or socket. While it is slow, the guest is.
@@ -114,7 +123,7 @@ impl ConsoleOutput {
 
     /// Whether the guest may go on writing: no reader is behind, or the one that is has been stuck for long.
     pub fn ready(&self) -> bool {
-        self.sinks.iter().all(Sink::ready)
+        self.sinks.iter().all(|sink| sink.ready(self.patience))
     }
 
     /// What to wait on: readable when [`ConsoleOutput::write_out`] is due.
@@ -159,6 +168,12 @@ impl ConsoleOutput {
         (self.bytes, self.sinks.iter().map(|sink| sink.dropped).max().unwrap_or(0))
     }
 
+    /// Another time until a reader counts as stuck: tests cannot rely on a busy machine's second.
+    #[cfg(test)]
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     fn arm(&mut self) {
         if !self.armed {
             self.armed = self.timer.reset(self.pause, None).is_ok();
@@ -185,11 +200,11 @@ impl Sink {
         Ok(Self { file, pending: VecDeque::new(), limit, progress, dropping: false, gap: 0, dropped: 0 })
     }
 
-    fn ready(&self) -> bool {
+    fn ready(&self, patience: Duration) -> bool {
         // A log is limited by its rate and never slows the guest.
         let waiting = self.pending.len();
         let behind = waiting >= BEHIND || self.dropping && waiting > RESUME;
-        self.limit.is_some() || !behind || self.progress.elapsed() >= STUCK
+        self.limit.is_some() || !behind || self.progress.elapsed() >= patience
     }
 
     fn push(&mut self, bytes: &[u8]) {

@@ -64,6 +64,7 @@ fn the_first_byte_is_told_once() {
 #[test]
 fn a_stuck_reader_costs_neither_time_nor_memory_and_is_told_what_it_missed() {
     let (mut reader, mut output) = to_pipe();
+    output.set_patience(Duration::MAX);
     let start = Instant::now();
     let line = [b'x'; 99].into_iter().chain([b'\n']).collect::<Vec<_>>();
     for _ in 0..40_000 {
@@ -74,9 +75,10 @@ fn a_stuck_reader_costs_neither_time_nor_memory_and_is_told_what_it_missed() {
     assert_eq!(bytes, 4_000_000);
     assert_eq!(output.sinks[0].pending.len(), BOUND);
     assert!(!output.ready(), "the guest has to wait");
-    std::thread::sleep(STUCK);
+    output.set_patience(Duration::ZERO);
     assert!(output.ready(), "but not for ever");
 
+    output.set_patience(Duration::MAX);
     // The reader wakes up: everything that was kept comes, then the gap, then what is new.
     let collect = std::thread::spawn(move || {
         let mut all = Vec::new();
@@ -100,8 +102,9 @@ fn a_stuck_reader_costs_neither_time_nor_memory_and_is_told_what_it_missed() {
 fn a_log_takes_a_burst_and_then_its_rate() {
     let mut file = tempfile::tempfile().unwrap();
     let mut output = ConsoleOutput::new().unwrap().to_log(file.try_clone().unwrap()).unwrap();
-    for _ in 0..10_000 {
-        output.push(&[b'y'; 1000]);
+    let start = Instant::now();
+    for _ in 0..100 {
+        output.push(&[b'y'; 100_000]);
         assert!(output.ready(), "a log never slows the guest");
     }
     output.finish(Duration::from_secs(5));
@@ -114,7 +117,8 @@ fn a_log_takes_a_burst_and_then_its_rate() {
     let kept = all.bytes().filter(|byte| *byte == b'y').count() as u64 - 1;
     // "bytes" in the line that tells of the gap has the one other y.
     assert_eq!(kept + dropped, bytes);
-    assert!((LOG_BURST..LOG_BURST + 5 * LOG_RATE).contains(&kept), "{kept}");
+    let most = LOG_BURST + LOG_RATE * (start.elapsed().as_secs() + 1);
+    assert!((LOG_BURST..most).contains(&kept), "{kept}");
 }
 
 #[test]

@@ -23,7 +23,9 @@ impl Port {
         let (reader, writer) = io::pipe().unwrap();
         let output = ConsoleOutput::new().unwrap().to_terminal(File::from(OwnedFd::from(writer))).unwrap();
         let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        Self { serial: Serial::new(line.try_clone().unwrap(), output), line, reader }
+        let port = Self { serial: Serial::new(line.try_clone().unwrap(), output), line, reader };
+        port.set_patience(Duration::MAX);
+        port
     }
 
     fn read(&self, register: u64) -> u8 {
@@ -34,6 +36,10 @@ impl Port {
 
     fn write(&self, register: u64, value: u8) {
         self.serial.write(register, &[value]);
+    }
+
+    fn set_patience(&self, patience: Duration) {
+        self.serial.lock().uart.writer_mut().set_patience(patience);
     }
 
     fn interrupted(&self) -> bool {
@@ -123,7 +129,7 @@ fn a_reader_that_stays_stuck_is_given_up() {
     while port.interrupted() {}
     port.serial.flush();
     assert!(!port.interrupted());
-    std::thread::sleep(Duration::from_millis(1100));
+    port.set_patience(Duration::ZERO);
     port.serial.flush();
     assert!(port.interrupted());
     for _ in 0..10_000 {
