@@ -57,7 +57,8 @@ fn main_path_initrds_that_cannot_be_loaded() {
     refuses(&[&kernel, "--initrd", "/no/such/initrd"], "/no/such/initrd");
     let large = folder.path().join("large");
     fs::File::create(&large).unwrap().set_len(200 << 20).unwrap();
-    refuses(&[&kernel, "--initrd", large.to_str().unwrap()], "kernel");
+    let large = large.display().to_string();
+    refuses(&[&kernel, "--initrd", &large], &large);
 }
 
 #[test]

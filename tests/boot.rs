@@ -92,8 +92,9 @@ fn a_kernel_without_init_panics_and_says_so() {
 fn main_path_a_triple_fault_is_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("triple");
-    // lidt [rip + zeroes]; int3; the ten bytes behind are the empty table.
-    let code = [0x0f, 0x01, 0x1d, 0x01, 0, 0, 0, 0xcc, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    // lidt [rip + 11]; mov rax, [0x7000_0000_0000]; hlt; the ten bytes behind are the empty table.
+    let mut code = vec![0x0f, 0x01, 0x1d, 11, 0, 0, 0, 0x48, 0xa1, 0, 0, 0, 0, 0, 0x70, 0, 0, 0xf4];
+    code.extend([0; 10]);
     std::fs::write(&path, tiny_kernel(&code)).unwrap();
     let (status, _, stderr) = Guest::start([path.as_os_str()]).wait();
     assert_eq!(status.code(), Some(102), "{stderr}");
