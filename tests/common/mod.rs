@@ -19,7 +19,7 @@ use serde_json::Value;
 pub const CORACLE: &str = env!("CARGO_BIN_EXE_coracle");
 
 /// How long anything in a guest may take. Guests are slow on an emulated or busy host; a hang is a hang after this.
-pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What the scripts build for guests.
 pub fn cache(name: &str) -> PathBuf {
