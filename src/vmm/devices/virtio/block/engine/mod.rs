@@ -33,9 +33,9 @@ const INLINE_READ: usize = 256 << 10;
 /// As above, for writes.
 const INLINE_WRITE: usize = 64 << 10;
 /// A write into the page cache that takes longer than this had to wait, for memory or for the disk...
-const SLOW: Duration = Duration::from_millis(1);
+const SLOW: Duration = Duration::from_millis(4);
 /// ... and then so many writes go by the ring before another is tried.
-const PENALTY: u32 = 256;
+const PENALTY: u32 = 64;
 
 /// What became of a job that was handed in.
 pub enum Outcome {
