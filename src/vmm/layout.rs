@@ -16,6 +16,8 @@ pub const ZERO_PAGE: u64 = 0x7000;
 pub const BOOT_STACK: u64 = 0x8ff0;
 /// Boot page tables: PML4, PDPT and four page directories, one page each.
 pub const BOOT_PML4: u64 = 0x9000;
+/// The seed for the guest's random generator, a `setup_data` node.
+pub const RNG_SEED: u64 = 0x1_0000;
 /// Kernel command line.
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// Room for the command line, with its terminating NUL.

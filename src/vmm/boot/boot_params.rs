@@ -4,12 +4,13 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::LoadedKernel;
 use super::memory_map::memory_map;
 use super::{BootError, InitrdSpan};
-use crate::vmm::layout::{COMMAND_LINE, ZERO_PAGE};
+use crate::vmm::devices::virtio::rng;
+use crate::vmm::layout::{COMMAND_LINE, RNG_SEED, ZERO_PAGE};
 use crate::vmm::memory::Ram;
 
 /// `boot_flag` of every boot sector.
@@ -22,6 +23,10 @@ const VERSION: u16 = 0x020f;
 const LOADER_UNDEFINED: u8 = 0xff;
 /// `loadflags`: the kernel lies at 1 MiB or above.
 const LOADED_HIGH: u8 = 1;
+/// `setup_data.type`: bytes for the random generator (boot.rst, "setup_data").
+const SETUP_RNG_SEED: u32 = 9;
+/// As many bytes as make the generator ready at once: 256 bits.
+const SEED_SIZE: u32 = 32;
 
 /// Writes `boot_params` for a loaded kernel and returns its address, for RSI. The command line is at
 /// [`COMMAND_LINE`].
@@ -51,6 +56,7 @@ pub fn write_boot_params(
         params.hdr.ramdisk_image = u32::try_from(span.address.0).map_err(too_small)?;
         params.hdr.ramdisk_size = u32::try_from(span.size).map_err(too_small)?;
     }
+    params.hdr.setup_data = write_rng_seed(ram)?;
     params.acpi_rsdp_addr = rsdp.map_or(0, |address| address.0);
     let map = memory_map(ram);
     let mut table = params.e820_table;
@@ -63,6 +69,22 @@ pub fn write_boot_params(
     LinuxBootConfigurator::write_bootparams(&BootParams::new(&params, address), ram)
         .map_err(|_| BootError::Write("boot parameters"))?;
     Ok(address)
+}
+
+/// Writes a seed where the kernel takes it from before anything in it needs random numbers, and returns its address. A
+/// generator that is not ready mixes its whole pool for each early reader. The kernel wipes the seed.
+fn write_rng_seed(ram: &Ram) -> Result<u64, BootError> {
+    let mut seed = [0; SEED_SIZE as usize];
+    rng::random(&mut seed).map_err(|_| BootError::Write("random seed"))?;
+    let write = || {
+        // struct setup_data: next, type, length, data.
+        ram.write_obj(0_u64, GuestAddress(RNG_SEED))?;
+        ram.write_obj(SETUP_RNG_SEED, GuestAddress(RNG_SEED + 8))?;
+        ram.write_obj(SEED_SIZE, GuestAddress(RNG_SEED + 12))?;
+        ram.write_slice(&seed, GuestAddress(RNG_SEED + 16))
+    };
+    write().map_err(|_| BootError::Write("random seed"))?;
+    Ok(RNG_SEED)
 }
 
 #[cfg(test)]
@@ -97,6 +119,10 @@ mod tests {
         assert_eq!(u32_at(0x218), 0xb000_0000);
         assert_eq!(u32_at(0x21c), 0x1234);
         assert_eq!(u32_at(0x228), 0x2_0000);
+        let seed = u64_at(0x250);
+        let seed_u32 = |offset: u64| ram.read_obj::<u32>(GuestAddress(seed + offset)).unwrap();
+        assert_eq!((seed_u32(0), seed_u32(4), seed_u32(8), seed_u32(12)), (0, 0, 9, 32));
+        assert_ne!(ram.read_obj::<[u8; 32]>(GuestAddress(seed + 16)).unwrap(), [0; 32]);
         let last = 0x2d0 + 5 * 20;
         assert_eq!((u64_at(last), u64_at(last + 8), u32_at(last + 16)), (1 << 32, 2 << 30, 1));
     }

@@ -240,6 +240,9 @@ fn streams_take_turns() {
         }
     }
     guest.pump();
+    // A turn takes as much as the buffers of one turn hold, not one buffer.
+    let ports: Vec<_> = guest.inbox.iter().map(|(header, _)| header.src_port).collect();
+    assert!(ports.windows(16).any(|turn| turn.iter().all(|port| *port == turn[0])));
     // Until the first has had all, no other has fallen behind by more than a turn of each.
     let mut counts = [0usize; 3];
     for (header, data) in &guest.inbox {
