@@ -228,9 +228,7 @@ impl Vcpu {
                     }
                     Next::End(end) => {
                         (self.shared.on_end)(end);
-                        // Held and ready to be stopped; a pause in the meantime counts it as holding.
-                        self.signal.lock().command = Command::Hold;
-                        self.obey();
+                        self.hold_to_the_end();
                         break;
                     }
                 }
@@ -256,6 +254,15 @@ impl Vcpu {
                 }
             }
         }
+    }
+
+    /// Waits to be stopped; a pause in the meantime counts this vCPU as holding.
+    fn hold_to_the_end(&self) {
+        let mut control = self.signal.lock();
+        control.holding += 1;
+        self.signal.changed.notify_all();
+        let held = |control: &mut Control| control.command != Command::Stop;
+        drop(self.signal.changed.wait_while(control, held).unwrap_or_else(PoisonError::into_inner));
     }
 
     fn sample(&mut self) {
