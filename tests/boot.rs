@@ -70,16 +70,7 @@ fn main_path_a_reboot_is_told_apart() {
 }
 
 #[test]
-fn main_path_a_panic_is_told_apart() {
-    let mut guest = Guest::shell(&[]);
-    guest.type_in("echo c > /proc/sysrq-trigger\n");
-    let (status, stdout, stderr) = guest.wait();
-    assert_eq!(status.code(), Some(101), "{stdout}\n{stderr}");
-    assert!(stderr.contains("kernel panicked"), "{stderr}");
-}
-
-#[test]
-fn a_kernel_without_init_panics_and_says_so() {
+fn main_path_a_kernel_without_init_panics_and_says_so() {
     let guest = Guest::start([kernel().as_os_str()]);
     let (status, stdout, _) = guest.wait();
     assert_eq!(status.code(), Some(101));

@@ -123,7 +123,9 @@ impl Guest {
     /// Waits for the shell's prompt, and has it echo nothing from then on.
     pub fn log_in(&mut self) {
         self.wait_for("# ");
-        self.sh("stty -echo");
+        self.sh("stty -echo; PS1=");
+        // What the first prompts left behind is nobody's output.
+        self.sh("true");
     }
 
     /// Types.
