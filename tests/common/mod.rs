@@ -24,11 +24,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// What the scripts build for guests.
 pub fn cache(name: &str) -> PathBuf {
     let path = coracle::cache::directory().join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run guest/kernel/build, scripts/build-initramfs and scripts/build-test-disk",
-        path.display()
-    );
+    assert!(path.exists(), "{} is missing: run guest/kernel/build and scripts/build-initramfs", path.display());
     path
 }
 
