@@ -61,8 +61,13 @@ impl Extended {
             }
             _ => {
                 if let Some(xattr) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.xattrs
-                        .insert((!xattr.is_empty() && !xattr.contains(&0)).then_some(xattr)?.into(), value.into());
+                    let xattr = (!xattr.is_empty() && !xattr.contains(&0)).then_some(xattr)?;
+                    // POSIX has no empty values, and so unpackers in Go have no empty attributes.
+                    if value.is_empty() {
+                        self.xattrs.remove(xattr);
+                    } else {
+                        self.xattrs.insert(xattr.into(), value.into());
+                    }
                 }
             }
         }
@@ -168,5 +173,7 @@ mod tests {
         }
         assert!(Extended::parse(b"").is_ok());
         assert_eq!(Extended::parse(b"9 path=a\n8 path=\n").expect("valid").path, None);
+        let twice = [record(b"SCHILY.xattr.user.k", b"v"), record(b"SCHILY.xattr.user.k", b"")].concat();
+        assert!(Extended::parse(&twice).expect("valid").xattrs.is_empty());
     }
 }
