@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod erofs;
 pub mod failure;
+pub mod image;
 pub mod logging;
 pub mod signals;
 pub mod vmm;

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Container images: named, fetched from registries, kept, and read layer by layer.
+//!
+//! Everything that comes from a registry is untrusted until its digest has been checked: nothing is published in the
+//! [`Store`] before, and no layer is ever unpacked into the host's file tree.
+
+mod digest;
+mod document;
+mod error;
+mod layer;
+mod limits;
+mod platform;
+mod pull;
+mod reference;
+pub mod registry;
+mod store;
+
+pub use digest::{Digest, Hasher, InvalidDigest};
+pub use document::Image;
+pub use error::{ImageError, Problem, Result};
+pub use layer::LayerReader;
+pub use platform::{InvalidPlatform, Platform};
+pub use pull::{LayerState, Progress, PullOptions};
+pub use reference::{Name, Reference, ReferenceError};
+pub use store::{DIRECTORY_VARIABLE, ImageRecord, Index, Lock, Pruned, Store};
