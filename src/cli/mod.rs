@@ -5,6 +5,11 @@ mod boot;
 mod completion;
 mod doctor;
 mod error;
+mod images;
+mod pull;
+mod pull_progress;
+mod registry_access;
+mod units;
 mod version;
 
 use std::process::ExitCode;
@@ -26,6 +31,10 @@ const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle its
 enum Verb {
     /// Boot a guest from a kernel image.
     Boot(Box<boot::BootArgs>),
+    /// Fetch an image from a registry.
+    Pull(Box<pull::PullArgs>),
+    /// List images.
+    Images(images::ImagesArgs),
     /// Tell whether this host can run microVMs, and what is missing.
     Doctor(doctor::DoctorArgs),
     /// Show the version, and the kind of host.
@@ -48,6 +57,8 @@ enum Format {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Boot(args) => boot::run(&args),
+        Verb::Pull(args) => pull::run(&args),
+        Verb::Images(args) => images::run(&args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Version(args) => version::run(args),
         Verb::Completion(args) => completion::run(args),

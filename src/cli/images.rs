@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle images`: what is in the store.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use coracle::failure::Failure;
+use coracle::image::{Digest, Image, ImageError, ImageRecord, Reference, Store};
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::Format;
+use super::units;
+
+/// List images.
+#[derive(Debug, Args)]
+#[command(after_help = "SIZE is that of the layers as they were transferred, compressed.")]
+pub struct ImagesArgs {
+    /// Only those of this repository, or with this tag
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    repository: Option<String>,
+    /// Images without a name too; they are shown anyway
+    #[arg(short, long)]
+    all: bool,
+    /// The digest under which the registry has it
+    #[arg(long)]
+    digests: bool,
+    /// Whole IDs
+    #[arg(long)]
+    no_trunc: bool,
+    /// IDs only
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to print it; `json` is one object a line
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// One line: an image under one of its names.
+struct Row {
+    repository: String,
+    tag: String,
+    digest: String,
+    image: Image,
+    created: Option<Timestamp>,
+}
+
+const NONE: &str = "<none>";
+
+/// Lists them on stdout, the newest first.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
+    let failed = |error: ImageError| Failure::from(error);
+    let what = "cannot list the images";
+    let store = Store::open().map_err(ImageError::new(what)).map_err(failed)?;
+    let index = store.index().map_err(ImageError::new(what)).map_err(failed)?;
+    let mut rows = Vec::new();
+    for (manifest, record) in &index.images {
+        match store.image(manifest) {
+            Ok(image) => rows.extend(rows_of(&image, record)),
+            Err(problem) => log::warn!("image {} is damaged: {problem}", record.id.short()),
+        }
+    }
+    if let Some(wanted) = &args.repository {
+        let reference: Reference =
+            wanted.parse().map_err(ImageError::new(format!("cannot list {wanted}"))).map_err(failed)?;
+        let has_tag = wanted.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        rows.retain(|row| {
+            row.repository == reference.name().familiar() && (!has_tag || reference.tag() == Some(&row.tag))
+        });
+    }
+    rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
+    print(args, &rows, &mut io::stdout().lock()).context("cannot print the images")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rows_of(image: &Image, record: &ImageRecord) -> Vec<Row> {
+    let created = image.config.created().as_ref().and_then(|text| text.parse().ok());
+    let read = |text: &String| Reference::parse(text, "localhost").ok();
+    let sources: Vec<Reference> = record.sources.iter().filter_map(read).collect();
+    let digest_in = |reference: &Reference| {
+        let source = sources.iter().find(|source| source.name() == reference.name());
+        source.and_then(Reference::digest).map_or_else(|| NONE.to_owned(), Digest::to_string)
+    };
+    let row = |reference: &Reference, tag: &str| Row {
+        repository: reference.name().familiar(),
+        tag: tag.to_owned(),
+        digest: digest_in(reference),
+        image: image.clone(),
+        created,
+    };
+    let names: Vec<Reference> = record.names.iter().filter_map(read).collect();
+    if !names.is_empty() {
+        return names.iter().map(|name| row(name, name.tag().unwrap_or(NONE))).collect();
+    }
+    if !sources.is_empty() {
+        return sources.iter().map(|source| row(source, NONE)).collect();
+    }
+    let none = || NONE.to_owned();
+    vec![Row { repository: none(), tag: none(), digest: none(), image: image.clone(), created }]
+}
+
+fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()> {
+    let id = |row: &Row| if args.no_trunc { row.image.id.to_string() } else { row.image.id.short() };
+    if args.quiet {
+        let mut seen: Vec<String> = Vec::new();
+        for row in rows {
+            let id = id(row);
+            if !seen.contains(&id) {
+                writeln!(out, "{id}")?;
+                seen.push(id);
+            }
+        }
+        return Ok(());
+    }
+    let since = |row: &Row| {
+        let seconds = row.created.map(|created| Timestamp::now().as_second() - created.as_second());
+        seconds.map_or_else(|| "N/A".to_owned(), units::ago)
+    };
+    if args.format == Format::Json {
+        for row in rows {
+            let line = json!({
+                "Repository": row.repository,
+                "Tag": row.tag,
+                "Digest": row.digest,
+                "ID": id(row),
+                "CreatedAt": row.created.map_or_else(String::new, |created| created.to_string()),
+                "CreatedSince": since(row),
+                "Size": units::size(row.image.size()),
+            });
+            writeln!(out, "{line}")?;
+        }
+        return Ok(());
+    }
+    let cells = |row: &Row| {
+        let mut cells = vec![row.repository.clone(), row.tag.clone()];
+        cells.extend(args.digests.then(|| row.digest.clone()));
+        cells.extend([id(row), since(row), units::size(row.image.size())]);
+        cells
+    };
+    let head: &[&str] = match args.digests {
+        true => &["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"],
+        false => &["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"],
+    };
+    units::table(out, head, &rows.iter().map(cells).collect::<Vec<_>>())
+}

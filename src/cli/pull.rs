@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle pull`: an image from a registry.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle::failure::Failure;
+use coracle::image::{ImageError, Platform, PullOptions, Reference, Store};
+
+use super::pull_progress::{ProgressKind, PullProgress};
+use super::registry_access::AccessArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  coracle pull nginx                                     from the default registry, tag `latest`
+  coracle pull registry.example.org:5000/team/app:1.2
+  coracle pull app@sha256:0123...                        exactly this content
+  coracle pull --platform linux/arm64 nginx
+  coracle pull --tls-verify=false host.example.org:5000/app
+
+CORACLE_DEFAULT_REGISTRY=HOST[:PORT] names another default registry. CORACLE_DATA=DIR keeps images elsewhere.
+What had come when a pull broke off is kept: the same again goes on from there.";
+
+/// Fetch an image from a registry.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PullArgs {
+    /// NAME[:TAG][@DIGEST], with the registry before the name where it is not the default one
+    image: String,
+    /// The image for this platform: OS/ARCHITECTURE[/VARIANT]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Say nothing but the image's name
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to show what is going on
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    progress: ProgressKind,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// Pulls, and prints the image's full name on stdout.
+///
+/// # Errors
+/// What could not be done, in three lines.
+pub fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
+    let failed = |error: ImageError| Failure::from(error);
+    let what = || format!("cannot pull image {}", args.image);
+    let reference: Reference = args.image.parse().map_err(ImageError::new(what())).map_err(failed)?;
+    let store = Store::open().map_err(ImageError::new(what())).map_err(failed)?;
+    let options =
+        PullOptions { platform: args.platform.clone().unwrap_or_else(Platform::native), access: args.access.access() };
+    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { args.progress });
+    let result = store.pull(&reference, &options, &progress);
+    progress.finish();
+    result.map_err(failed)?;
+    writeln!(io::stdout(), "{reference}")?;
+    Ok(ExitCode::SUCCESS)
+}
