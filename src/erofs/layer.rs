@@ -10,9 +10,12 @@ use super::tar::{Entry, Kind, Piece, ReadError, TarReader};
 use super::tree::{Leaf, Name, NewDirectory, Node, NodeId, components};
 use super::{Limits, Writer};
 
-/// A file shorter than this keeps its last bytes with its inode; a longer one has all in blocks of its own, so that DAX can
-/// map it: Linux reads files with bytes beside the inode through the page cache. `docs/erofs.md` has the figures.
-const INLINE_BELOW: u64 = 16 << 10;
+/// A file whose last block would waste more than this part of the file's size keeps its last bytes with its inode. Others
+/// have all in blocks of their own, so that DAX can map them: Linux reads files with bytes beside the inode through the page
+/// cache. `docs/erofs.md` has the figures.
+const WASTE_PART: u64 = 8;
+/// From here on no last block wastes as much.
+const LARGE: u64 = WASTE_PART * BLOCK_BYTES;
 
 /// The layers' limit of bytes, as a reader's error.
 #[derive(Debug, thiserror::Error)]
@@ -196,9 +199,11 @@ impl Writer<'_> {
         match file_type {
             FileType::Regular => {
                 inode.size = entry.size;
-                let beside = inode.length(epoch) + xattrs.len();
-                (extent, tail) = if entry.size < INLINE_BELOW {
-                    self.write_small(entry, BLOCK - beside, tar)?
+                let wasted = entry.size.wrapping_neg() % BLOCK_BYTES;
+                let wastes = wasted > entry.size / WASTE_PART;
+                let room = if wastes { BLOCK - inode.length(epoch) - xattrs.len() } else { 0 };
+                (extent, tail) = if entry.size < LARGE {
+                    self.write_small(entry, room, tar)?
                 } else {
                     (self.write_large(entry, tar)?, Vec::new())
                 };
@@ -230,7 +235,7 @@ impl Writer<'_> {
         Ok(Leaf { file_type, compact: inode.is_compact(epoch), links: 1, nid, extent, target })
     }
 
-    /// Writes a file of less than [`INLINE_BELOW`] bytes.
+    /// Writes a file of less than [`LARGE`] bytes.
     fn write_small<R: Read>(
         &mut self,
         entry: &Entry,

@@ -18,8 +18,10 @@ const SMALL: usize = 256;
 /// Blocks for longer inodes that are filled at the same time. A file's last bytes take half a block on average: with
 /// several to choose from, little remains empty.
 const OPEN_MAX: usize = 16;
-/// Blocks that are taken at once, which keeps metadata together and file data in long runs.
-const RUN: u64 = 32;
+/// Blocks that are taken at once, which keeps metadata together and file data in long runs: at most this many, and this part
+/// of the image so far, so that what is left of the last run counts for little.
+const RUN_MAX: u32 = 32;
+const RUN_PART: u32 = 256;
 
 #[derive(Debug)]
 struct OpenBlock {
@@ -121,7 +123,8 @@ impl Metadata {
 
     fn open_block(&mut self, blocks: &mut Blocks) -> Result<OpenBlock, Problem> {
         if self.reserve.count == 0 {
-            self.reserve = blocks.allocate(RUN)?;
+            let run = (blocks.end() / RUN_PART).clamp(1, RUN_MAX);
+            self.reserve = blocks.allocate(run.into())?;
         }
         let block = self.reserve.start;
         self.reserve = Extent { start: block + 1, count: self.reserve.count - 1 };
