@@ -107,7 +107,7 @@ impl Writer<'_> {
             }
             Name::Ignored => {}
         }
-        self.bury();
+        self.bury()?;
         self.check_limits()
     }
 
@@ -132,7 +132,7 @@ impl Writer<'_> {
         };
         self.tree.remove(parent, name);
         // Its blocks are free for the new file: a layer that only changes owners takes no room.
-        self.bury();
+        self.bury()?;
         let leaf = self.write_leaf(file_type, entry, tar)?;
         self.tree.put_leaf(parent, name, leaf);
         Ok(())
@@ -157,11 +157,12 @@ impl Writer<'_> {
     }
 
     /// Frees what files had that lost their last name.
-    fn bury(&mut self) {
+    fn bury(&mut self) -> Result<(), Problem> {
         for leaf in self.tree.take_dead() {
-            self.metadata.forget(leaf.nid, &mut self.blocks);
+            self.metadata.forget(leaf.nid, leaf.length, &mut self.blocks, &mut self.output)?;
             self.blocks.release(leaf.extent);
         }
+        Ok(())
     }
 
     fn check_limits(&self) -> Result<(), Problem> {
@@ -231,8 +232,9 @@ impl Writer<'_> {
         self.encode_inode(&inode, &mut bytes);
         bytes.extend(xattrs);
         bytes.append(&mut tail);
+        let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
         let nid = self.metadata.place(&bytes, &mut self.blocks, &mut self.output)?;
-        Ok(Leaf { file_type, compact: inode.is_compact(epoch), links: 1, nid, extent, target })
+        Ok(Leaf { file_type, compact: inode.is_compact(epoch), links: 1, nid, length, extent, target })
     }
 
     /// Writes a file of less than [`LARGE`] bytes.

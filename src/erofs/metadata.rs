@@ -81,21 +81,34 @@ impl Metadata {
         Ok(nid)
     }
 
-    /// Notes that an inode has no name any more. Once that is so for all of a block, it is free.
-    pub(super) fn forget(&mut self, nid: u64, blocks: &mut Blocks) {
-        let Ok(block) = u32::try_from(nid / SLOTS) else { return };
-        let Some(alive) = self.alive.get_mut(&block) else { return };
+    /// Forgets an inode of `length` bytes that has no name any more: nobody shall read what was removed. Once all of a block
+    /// are forgotten, it is free.
+    pub(super) fn forget(
+        &mut self,
+        nid: u64,
+        length: u16,
+        blocks: &mut Blocks,
+        output: &mut Output<'_>,
+    ) -> Result<(), Problem> {
+        let Ok(block) = u32::try_from(nid / SLOTS) else { return Ok(()) };
+        let Some(alive) = self.alive.get_mut(&block) else { return Ok(()) };
         *alive -= 1;
-        if *alive > 0 {
-            return;
-        }
+        let empty = *alive == 0;
         let mut open = self.small.iter_mut().chain(&mut self.open);
         if let Some(open) = open.find(|open| open.block == block) {
-            open.bytes.clear();
-        } else {
+            if empty {
+                open.bytes.clear();
+            } else {
+                let start = usize::try_from(nid % SLOTS).unwrap_or(0) * SLOT;
+                open.bytes.get_mut(start..start + usize::from(length)).unwrap_or(&mut []).fill(0);
+            }
+        } else if empty {
             self.alive.remove(&block);
             blocks.release(Extent { start: block, count: 1 });
+        } else {
+            output.write_zeroes(nid * SLOT as u64, length.into())?;
         }
+        Ok(())
     }
 
     /// Adds to what the image's identity is made of.

@@ -64,6 +64,8 @@ pub(super) struct Leaf {
     pub(super) links: u32,
     /// The inode's number: where it is.
     pub(super) nid: u64,
+    /// Bytes of the inode with what follows it.
+    pub(super) length: u16,
     /// The data's blocks.
     pub(super) extent: Extent,
     /// A symbolic link's target, for paths through it.
