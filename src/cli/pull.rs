@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle::failure::Failure;
-use coracle::image::{ImageError, Platform, PullOptions, Reference, Store};
+use coracle::image::{Platform, PullOptions, Reference};
 
 use super::pull_progress::{ProgressKind, PullProgress};
 use super::registry_access::AccessArgs;
+use super::store;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,16 +47,16 @@ pub struct PullArgs {
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
-    let failed = |error: ImageError| Failure::from(error);
-    let what = || format!("cannot pull image {}", args.image);
-    let reference: Reference = args.image.parse().map_err(ImageError::new(what())).map_err(failed)?;
-    let store = Store::open().map_err(ImageError::new(what())).map_err(failed)?;
+    let what = format!("cannot pull image {}", args.image);
+    let reference: Reference = args.image.parse().map_err(store::explain(&what))?;
+    let store = store::open(&what)?;
     let options =
         PullOptions { platform: args.platform.clone().unwrap_or_else(Platform::native), access: args.access.access() };
     let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { args.progress });
     let result = store.pull(&reference, &options, &progress);
     progress.finish();
-    result.map_err(failed)?;
+    // What makes it bootable is done now, and not when someone waits for it to run.
+    store.rootfs(&result.map_err(Failure::from)?).map_err(Failure::from)?;
     writeln!(io::stdout(), "{reference}")?;
     Ok(ExitCode::SUCCESS)
 }

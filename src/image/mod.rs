@@ -13,6 +13,7 @@ mod platform;
 mod pull;
 mod reference;
 pub mod registry;
+mod rootfs;
 mod store;
 
 pub use digest::{Digest, Hasher, InvalidDigest};
@@ -22,4 +23,4 @@ pub use layer::LayerReader;
 pub use platform::{InvalidPlatform, Platform};
 pub use pull::{LayerState, Progress, PullOptions};
 pub use reference::{Name, Reference, ReferenceError};
-pub use store::{DIRECTORY_VARIABLE, ImageRecord, Index, Lock, Pruned, Store};
+pub use store::{DIRECTORY_VARIABLE, Found, ImageRecord, Index, Lock, Pruned, Store};
