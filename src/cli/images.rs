@@ -6,13 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use coracle::failure::Failure;
-use coracle::image::{Digest, Image, ImageError, ImageRecord, Reference, Store};
+use coracle::image::{Image, ImageRecord, Reference};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::Format;
-use super::units;
+use super::{Format, store, units};
 
 /// List images.
 #[derive(Debug, Args)]
@@ -54,10 +52,9 @@ const NONE: &str = "<none>";
 /// # Errors
 /// The store cannot be read.
 pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
-    let failed = |error: ImageError| Failure::from(error);
     let what = "cannot list the images";
-    let store = Store::open().map_err(ImageError::new(what)).map_err(failed)?;
-    let index = store.index().map_err(ImageError::new(what)).map_err(failed)?;
+    let store = store::open(what)?;
+    let index = store.index().map_err(store::explain(what))?;
     let mut rows = Vec::new();
     for (manifest, record) in &index.images {
         match store.image(manifest) {
@@ -66,8 +63,7 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if let Some(wanted) = &args.repository {
-        let reference: Reference =
-            wanted.parse().map_err(ImageError::new(format!("cannot list {wanted}"))).map_err(failed)?;
+        let reference: Reference = wanted.parse().map_err(store::explain(&format!("cannot list {wanted}")))?;
         let has_tag = wanted.rsplit('/').next().is_some_and(|last| last.contains(':'));
         rows.retain(|row| {
             row.repository == reference.name().familiar() && (!has_tag || reference.tag() == Some(&row.tag))
@@ -80,16 +76,12 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
 
 fn rows_of(image: &Image, record: &ImageRecord) -> Vec<Row> {
     let created = image.config.created().as_ref().and_then(|text| text.parse().ok());
-    let read = |text: &String| Reference::parse(text, "localhost").ok();
+    let read = |text: &String| store::read(text);
     let sources: Vec<Reference> = record.sources.iter().filter_map(read).collect();
-    let digest_in = |reference: &Reference| {
-        let source = sources.iter().find(|source| source.name() == reference.name());
-        source.and_then(Reference::digest).map_or_else(|| NONE.to_owned(), Digest::to_string)
-    };
     let row = |reference: &Reference, tag: &str| Row {
         repository: reference.name().familiar(),
         tag: tag.to_owned(),
-        digest: digest_in(reference),
+        digest: store::digest_in(record, reference).map_or_else(|| NONE.to_owned(), |digest| digest.to_string()),
         image: image.clone(),
         created,
     };

@@ -5,10 +5,15 @@ mod boot;
 mod completion;
 mod doctor;
 mod error;
+mod history;
 mod images;
+mod inspect;
 mod pull;
 mod pull_progress;
 mod registry_access;
+mod rmi;
+mod store;
+mod tag;
 mod units;
 mod version;
 
@@ -35,6 +40,14 @@ enum Verb {
     Pull(Box<pull::PullArgs>),
     /// List images.
     Images(images::ImagesArgs),
+    /// Remove images.
+    Rmi(rmi::RmiArgs),
+    /// Give an image another name.
+    Tag(tag::TagArgs),
+    /// Show all that is known of images, as a JSON array.
+    Inspect(inspect::InspectArgs),
+    /// Show the steps that made an image.
+    History(history::HistoryArgs),
     /// Tell whether this host can run microVMs, and what is missing.
     Doctor(doctor::DoctorArgs),
     /// Show the version, and the kind of host.
@@ -59,6 +72,10 @@ pub fn main() -> ExitCode {
         Verb::Boot(args) => boot::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Images(args) => images::run(&args),
+        Verb::Rmi(args) => rmi::run(&args),
+        Verb::Tag(args) => tag::run(&args),
+        Verb::Inspect(args) => inspect::run(&args),
+        Verb::History(args) => history::run(&args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Version(args) => version::run(args),
         Verb::Completion(args) => completion::run(args),

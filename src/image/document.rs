@@ -96,6 +96,11 @@ impl Image {
         std::iter::once(&self.id).chain(&self.layer_digests)
     }
 
+    /// The digests of its layers' content, lowest first.
+    pub fn diff_ids(&self) -> &[Digest] {
+        &self.diff_ids
+    }
+
     /// Bytes of its layers as they were transferred.
     pub fn size(&self) -> u64 {
         self.layers.iter().map(Descriptor::size).fold(0, u64::saturating_add)
@@ -110,6 +115,14 @@ impl Store {
     pub fn image(&self, manifest_digest: &Digest) -> Result<Image, Problem> {
         let manifest = Manifest::read(&self.read(manifest_digest, limits::MANIFEST)?)?;
         Image::read(*manifest_digest, &manifest, &self.read(&manifest.config_digest, limits::CONFIGURATION)?)
+    }
+
+    /// An image's configuration with all that others have written into it.
+    ///
+    /// # Errors
+    /// It is not here, or damaged.
+    pub fn configuration(&self, image: &Image) -> Result<serde_json::Value, Problem> {
+        parse("configuration", &self.read(&image.id, limits::CONFIGURATION)?)
     }
 
     /// The image that goes by this reference, if it is here.

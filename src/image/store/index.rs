@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::{Problem, Store, at, sync_directory};
-use crate::image::{Digest, Reference};
+use crate::image::{Digest, Image, Reference};
 
 /// The only version of the file so far.
 const VERSION: u32 = 1;
@@ -33,6 +33,17 @@ pub struct ImageRecord {
     pub sources: BTreeSet<String>,
     /// When it came, in seconds since 1970.
     pub added: u64,
+}
+
+/// An image that was looked for.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// The image.
+    pub image: Image,
+    /// Its names.
+    pub record: ImageRecord,
+    /// The name by which it was found, unless that was its ID.
+    pub name: Option<Reference>,
 }
 
 impl Default for Index {
@@ -92,6 +103,23 @@ impl Index {
 }
 
 impl Store {
+    /// The image that a person means: by one of its names, or by its ID or the beginning of it.
+    ///
+    /// # Errors
+    /// There is none, or more than one, or the store cannot be read.
+    pub fn find(&self, text: &str) -> Result<Found, Problem> {
+        let index = self.index()?;
+        let reference: Option<Reference> = text.parse().ok();
+        let named = reference.and_then(|reference| index.find(&reference).map(|manifest| (manifest, Some(reference))));
+        let found = match named {
+            Some(found) => Some(found),
+            None => index.find_id(text)?.map(|manifest| (manifest, None)),
+        };
+        let (manifest, name) = found.ok_or(Problem::NotHere)?;
+        let record = index.images.get(&manifest).ok_or(Problem::NotHere)?.clone();
+        Ok(Found { image: self.image(&manifest)?, record, name })
+    }
+
     /// All images as they are now.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use super::{Digest, Problem};
 
 pub use blob::{Blob, Partial};
-pub use index::{ImageRecord, Index};
+pub use index::{Found, ImageRecord, Index};
 pub use lock::Lock;
 pub use prune::Pruned;
 

@@ -23,6 +23,19 @@ impl Store {
     /// # Errors
     /// The store cannot be read or written.
     pub fn prune(&self) -> Result<Option<Pruned>, Problem> {
+        self.sweep(true)
+    }
+
+    /// Removes blobs and disks that no image needs, but not the parts of blobs from which a broken pull can go on; `None`
+    /// while another process brings content, and the next one that removes something does it.
+    ///
+    /// # Errors
+    /// The store cannot be read or written.
+    pub fn remove_unused(&self) -> Result<Option<Pruned>, Problem> {
+        self.sweep(false)
+    }
+
+    fn sweep(&self, parts_too: bool) -> Result<Option<Pruned>, Problem> {
         let Some(_alone) = self.try_content_alone()? else { return Ok(None) };
         let (mut blobs, mut chains) = (BTreeSet::new(), BTreeSet::new());
         for manifest in self.index()?.images.keys() {
@@ -35,7 +48,7 @@ impl Store {
         }
         let mut pruned = Pruned::default();
         pruned.sweep(&self.root.join("blobs/sha256"), |name| blobs.contains(name))?;
-        pruned.sweep(&self.root.join("partial"), |_| false)?;
+        pruned.sweep(&self.root.join("partial"), |_| !parts_too)?;
         pruned.sweep(&self.root.join("disks"), |name| {
             name.split_once('-').is_some_and(|(chain, format)| chains.contains(chain) && !format.ends_with(".new"))
         })?;
