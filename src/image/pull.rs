@@ -198,3 +198,7 @@ fn choose(registry: &Registry, named: Document, wanted: &Platform) -> std::resul
         false => Err(Problem::MediaType { what: "manifest", media_type: found.media_type }),
     }
 }
+
+#[cfg(test)]
+#[path = "pull_test.rs"]
+mod tests;

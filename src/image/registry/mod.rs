@@ -6,6 +6,8 @@ mod blob;
 mod certificates;
 mod credentials;
 mod resolver;
+#[cfg(test)]
+pub mod testing;
 mod transport;
 
 use std::net::IpAddr;
