@@ -250,7 +250,8 @@ impl Problem {
             Self::Store { .. } => "check that file system, or another directory in CORACLE_DATA".into(),
             Self::NoSpace { .. } => no_space(),
             Self::Damaged { .. } => "move that file away; images can then be pulled again".into(),
-            Self::Disk(_) => "push the image again with current tools, or free some space".into(),
+            Self::Disk(error) if is_full(error.as_ref()) => no_space(),
+            Self::Disk(_) => "push the image again with current tools".into(),
             Self::Cancelled => "the same again".into(),
         }
     }
@@ -263,6 +264,13 @@ impl Problem {
             _ => false,
         }
     }
+}
+
+/// Whether there was no room, at the bottom of it.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let mut systems = causes.filter_map(|error| error.downcast_ref::<io::Error>());
+    systems.any(|error| error.kind() == io::ErrorKind::StorageFull)
 }
 
 fn no_space() -> String {

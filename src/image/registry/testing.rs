@@ -72,10 +72,13 @@ impl Reply {
 /// Changes the reply that would be right.
 pub type Fault = Box<dyn Fn(&Request, Reply) -> Reply + Send + Sync>;
 
+/// Type and bytes by path.
+type Content = BTreeMap<String, (String, Vec<u8>)>;
+
 /// A registry on loopback, without TLS.
 pub struct FakeRegistry {
     address: SocketAddr,
-    content: Arc<Mutex<BTreeMap<String, (String, Vec<u8>)>>>,
+    content: Arc<Mutex<Content>>,
     requests: Arc<Mutex<Vec<Request>>>,
 }
 
@@ -184,7 +187,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     line.ends_with("HTTP/1.1").then_some(Request { line, headers })
 }
 
-fn answer(request: &Request, content: &BTreeMap<String, (String, Vec<u8>)>) -> Reply {
+fn answer(request: &Request, content: &Content) -> Reply {
     if request.path() == "/v2/" {
         return Reply::status(200);
     }

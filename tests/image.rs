@@ -1,0 +1,326 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Images, from a real registry to the disk of a VM, as users fetch them. None of this needs KVM.
+
+mod common;
+#[path = "image/registry.rs"]
+mod registry;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use common::{CORACLE, host, run, sha256};
+use registry::{ENDLESS, LOGIN, Line, Registry};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A user with nothing on this host yet.
+struct User {
+    home: TempDir,
+}
+
+impl User {
+    fn new() -> Self {
+        Self { home: TempDir::new().unwrap() }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(CORACLE);
+        command.args(words).env("HOME", self.home.path()).env("CORACLE_DATA", self.data());
+        command.env_remove("DOCKER_CONFIG").env_remove("REGISTRY_AUTH_FILE").env_remove("XDG_RUNTIME_DIR");
+        command
+    }
+
+    /// Runs a command that must succeed; gives its stdout.
+    fn coracle(&self, words: &[&str]) -> String {
+        let (status, stdout, stderr) = run(&mut self.command(words));
+        assert_eq!(status, Some(0), "{words:?}: {stderr}");
+        stdout
+    }
+
+    /// Runs a command that must fail as Coracle does, in three lines; gives them.
+    fn fails(&self, words: &[&str]) -> String {
+        let (status, stdout, stderr) = run(&mut self.command(words));
+        assert_eq!(status, Some(125), "{words:?}: {stdout}{stderr}");
+        let lines: Vec<&str> = stderr.lines().collect();
+        let last = &lines[lines.len().saturating_sub(3)..];
+        let starts = ["coracle: cannot ", "  why: ", "  try: "];
+        assert!(last.len() == 3 && last.iter().zip(starts).all(|(line, start)| line.starts_with(start)), "{stderr}");
+        last.join("\n")
+    }
+
+    fn files(&self, directory: &str) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.data().join(directory)).unwrap();
+        let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        paths
+    }
+
+    /// Everything that has a digest for its name has it, and every disk is sound.
+    fn assert_consistent(&self) {
+        for blob in self.files("blobs/sha256") {
+            assert_eq!(sha256(&blob), blob.file_name().unwrap().to_str().unwrap());
+        }
+        for disk in self.files("disks") {
+            if disk.extension().is_none() {
+                host("fsck.erofs", &[disk.to_str().unwrap()]);
+            }
+        }
+    }
+}
+
+fn busybox() -> PathBuf {
+    let path = coracle::cache::directory().join("images/busybox");
+    assert!(path.exists(), "{} is missing: run scripts/test-images", path.display());
+    path
+}
+
+/// An OCI layout with one layer of `mebibytes` that cannot be compressed.
+fn large_image(directory: &Path, mebibytes: usize) -> PathBuf {
+    let layout = directory.join("large");
+    fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
+    let (noise, tar) = (directory.join("noise"), directory.join("layer.tar"));
+    // SplitMix64: noise that is the same each time.
+    let mut state = 1_u64;
+    let mut bytes = Vec::new();
+    for _ in 0..mebibytes << 17 {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        bytes.extend((mixed ^ (mixed >> 27)).to_le_bytes());
+    }
+    fs::write(&noise, bytes).unwrap();
+    host("tar", &["-C", directory.to_str().unwrap(), "-cf", tar.to_str().unwrap(), "noise"]);
+    let add = |media_type: &str, content: Vec<u8>| -> Value {
+        let path = directory.join("new");
+        fs::write(&path, &content).unwrap();
+        let digest = sha256(&path);
+        fs::rename(&path, layout.join("blobs/sha256").join(&digest)).unwrap();
+        json!({ "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": content.len() })
+    };
+    let layer = add("application/vnd.oci.image.layer.v1.tar", fs::read(&tar).unwrap());
+    let rootfs = json!({ "type": "layers", "diff_ids": [layer["digest"]] });
+    let configuration = json!({ "architecture": "amd64", "os": "linux", "rootfs": rootfs }).to_string().into_bytes();
+    let config = add("application/vnd.oci.image.config.v1+json", configuration);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": [layer] });
+    let mut entry = add(media_type, manifest.to_string().into_bytes());
+    entry["annotations"] = json!({ "org.opencontainers.image.ref.name": "latest" });
+    fs::write(layout.join("index.json"), json!({ "schemaVersion": 2, "manifests": [entry] }).to_string()).unwrap();
+    fs::write(layout.join("oci-layout"), "{\"imageLayoutVersion\":\"1.0.0\"}").unwrap();
+    layout
+}
+
+/// The digest of what the registry has under this name.
+fn pushed_digest(registry: &Registry, name: &str) -> String {
+    let target = format!("docker://{}/{name}", registry.address);
+    let raw = host("skopeo", &["inspect", "--raw", "--tls-verify=false", &target]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().write_all(raw.as_bytes()).unwrap();
+    format!("sha256:{}", sha256(file.path()))
+}
+
+#[test]
+fn what_was_pushed_is_pulled() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    let formats: [(&str, &[&str]); 3] = [
+        ("oci", &[]),
+        ("docker", &["--format", "v2s2"]),
+        ("zstd", &["--dest-compress", "--dest-compress-format", "zstd", "--dest-force-compress-format"]),
+    ];
+    for (tag, words) in &formats[..2] {
+        registry.push(&busybox(), &format!("busybox:{tag}"), words);
+    }
+    // This skopeo packs anew only what is not packed.
+    let unpacked = large_image(directory.path(), 1);
+    registry.push(&unpacked, "busybox:zstd", &formats[2].1[..3]);
+    for (tag, _) in formats {
+        let name = format!("{}/busybox:{tag}", registry.address);
+        assert_eq!(user.coracle(&["pull", &name]), format!("{name}\n"));
+        let inspected: Value = serde_json::from_str(&user.coracle(&["inspect", &name])).unwrap();
+        assert_eq!(inspected[0]["ManifestDigest"], pushed_digest(&registry, &format!("busybox:{tag}")), "{tag}");
+    }
+    let manifests =
+        user.files("blobs/sha256").into_iter().filter_map(|path| fs::read_to_string(path).ok()).collect::<String>();
+    for media_type in ["layer.v1.tar+gzip", "layer.v1.tar+zstd", "docker.image.rootfs.diff.tar.gzip"] {
+        assert!(manifests.contains(media_type), "no layer was {media_type}");
+    }
+    // Both ways to say it are the same files, and so the same disk.
+    assert_eq!(user.files("disks").len(), 2);
+    user.assert_consistent();
+    let listed = user.coracle(&["images"]);
+    assert!(listed.starts_with("REPOSITORY "), "{listed}");
+    assert_eq!(listed.lines().count(), 4, "{listed}");
+}
+
+#[test]
+fn names_and_images_are_removed() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    registry.push(&busybox(), "busybox:v1", &[]);
+    let name = format!("{}/busybox:v1", registry.address);
+    user.coracle(&["pull", &name]);
+    user.coracle(&["tag", &name, "box"]);
+    let id = user.coracle(&["images", "-q"]).trim().to_owned();
+    assert!(user.fails(&["rmi", &id]).contains("several repositories"));
+    assert_eq!(user.coracle(&["rmi", "box"]), "Untagged: box:latest\n");
+    assert!(user.fails(&["inspect", "box"]).contains("no such image"));
+    assert!(user.coracle(&["history", &id]).contains("umoci"));
+    let removed = user.coracle(&["rmi", &id]);
+    assert!(removed.contains(&format!("Untagged: {name}\n")) && removed.contains("Deleted: sha256:"), "{removed}");
+    for directory in ["blobs/sha256", "disks", "partial"] {
+        assert_eq!(user.files(directory), [] as [PathBuf; 0]);
+    }
+    assert!(user.fails(&["rmi", &name]).contains("no such image"));
+    assert_eq!(user.coracle(&["rmi", "--force", &name]), "");
+}
+
+#[test]
+fn what_cannot_be_pulled_is_explained() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    registry.push(&busybox(), "busybox:v1", &[]);
+    let at = |name: &str| format!("{}/{name}", registry.address);
+    let absent = format!("busybox@sha256:{}", "0".repeat(64));
+    for (name, why) in [
+        (at("busybox:v2"), "no such image"),
+        (at("nothing"), "no such image"),
+        (at(&absent), "no such image"),
+        (at("Busybox"), "upper-case"),
+        (at("busybox:"), "not a tag"),
+        ("127.0.0.1:1/busybox".to_owned(), "Connection refused"),
+        ("registry.invalid/busybox".to_owned(), "no connection to registry.invalid"),
+    ] {
+        let lines = user.fails(&["pull", &name]);
+        assert!(lines.contains(why) && lines.contains(&name), "{lines}");
+    }
+    let lines = user.fails(&["pull", "--platform", "linux/arm64", &at("busybox:v1")]);
+    assert!(lines.contains("linux/amd64, not for linux/arm64"), "{lines}");
+    assert_eq!(user.coracle(&["images", "-q"]), "");
+}
+
+#[test]
+fn a_secured_registry_wants_trust_and_a_login() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::secured(directory.path());
+    registry.push(&busybox(), "busybox", &[]);
+    let name = format!("{}/busybox", registry.address);
+    let ca = directory.path().join("ca");
+    let trusting = ["pull", "--cert-dir", ca.to_str().unwrap(), &name];
+    let lines = user.fails(&["pull", "--creds", LOGIN, &name]);
+    assert!(lines.contains("is not trusted") && lines.contains("certs.d"), "{lines}");
+    let lines = user.fails(&trusting);
+    assert!(lines.contains("wants a login") && lines.contains("coracle login"), "{lines}");
+    let lines = user.fails(&[&trusting[..], &["--creds", "captain:wrong"]].concat());
+    assert!(lines.contains("refused these credentials"), "{lines}");
+    assert_eq!(user.coracle(&["images", "-q"]), "");
+    user.coracle(&[&trusting[..], &["--creds", LOGIN]].concat());
+    user.coracle(&["rmi", &name]);
+    user.coracle(&["pull", "--tls-verify=false", "--creds", LOGIN, &name]);
+    user.coracle(&["rmi", &name]);
+    // What others have stored: trust in the user's directory, and Docker's login.
+    let trusted = user.home.path().join(".config/containers/certs.d").join(registry.address.to_string());
+    fs::create_dir_all(&trusted).unwrap();
+    fs::copy(ca.join("ca.crt"), trusted.join("ca.crt")).unwrap();
+    fs::create_dir(user.home.path().join(".docker")).unwrap();
+    // captain:s3cret
+    let auths = json!({ "auths": { registry.address.to_string(): { "auth": "Y2FwdGFpbjpzM2NyZXQ=" } } });
+    fs::write(user.home.path().join(".docker/config.json"), auths.to_string()).unwrap();
+    user.coracle(&["pull", &name]);
+    user.assert_consistent();
+}
+
+#[test]
+fn a_registry_that_dies_in_mid_layer_is_gone_on_with() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let mut registry = Registry::plain(directory.path());
+    registry.push(&large_image(directory.path(), 8), "large", &["--dest-compress=false"]);
+    let line = Line::to(registry.address, 5 << 20, Duration::ZERO);
+    let name = format!("{}/large", line.address);
+    let pull = thread::scope(|scope| {
+        let pull = scope.spawn(|| user.fails(&["pull", &name]));
+        common::eventually("a line that is cut", || line.is_cut().then_some(()));
+        registry.kill();
+        pull.join().unwrap()
+    });
+    assert!(pull.contains("the connection broke after") && pull.contains("what has come is kept"), "{pull}");
+    assert_eq!(user.coracle(&["images", "-q"]), "");
+    let parts = user.files("partial");
+    assert!(parts.iter().any(|part| part.metadata().unwrap().len() > 4 << 20), "{parts:?}");
+    registry.restart();
+    line.mend();
+    let lines_before = registry.blob_lines().len();
+    user.coracle(&["pull", &name]);
+    let lines = &registry.blob_lines()[lines_before..];
+    assert!(lines.iter().any(|line| line.contains(" 206 ")), "nothing was gone on with: {lines:?}");
+    user.assert_consistent();
+}
+
+#[test]
+fn pulls_of_one_image_at_once_fetch_it_once() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    registry.push(&large_image(directory.path(), 4), "large", &[]);
+    let line = Line::to(registry.address, ENDLESS, Duration::from_millis(2));
+    let name = format!("{}/large", line.address);
+    thread::scope(|scope| (0..4).for_each(|_| _ = scope.spawn(|| user.coracle(&["pull", &name]))));
+    // The configuration and one layer.
+    assert_eq!(registry.blob_lines().len(), 2, "{:?}", registry.blob_lines());
+    assert_eq!(user.files("disks").len(), 1);
+    user.assert_consistent();
+}
+
+#[test]
+fn a_pull_may_be_killed_at_any_moment() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    registry.push(&large_image(directory.path(), 4), "large", &[]);
+    let line = Line::to(registry.address, ENDLESS, Duration::from_millis(1));
+    let name = format!("{}/large", line.address);
+    let mut killed = 0;
+    for milliseconds in (0..200).step_by(10) {
+        let mut pull =
+            user.command(&["pull", "--quiet", &name]).stdout(File::create("/dev/null").unwrap()).spawn().unwrap();
+        thread::sleep(Duration::from_millis(milliseconds));
+        if pull.try_wait().unwrap().is_none() {
+            killed += 1;
+        }
+        let _ = pull.kill();
+        pull.wait().unwrap();
+        if user.data().join("disks").exists() {
+            user.assert_consistent();
+            user.coracle(&["images"]);
+        }
+    }
+    assert!(killed >= 5, "only {killed} pulls were there to be killed");
+    user.coracle(&["pull", &name]);
+    user.assert_consistent();
+    assert_eq!(user.coracle(&["images", "-q"]).lines().count(), 1);
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    registry.push(&large_image(directory.path(), 8), "large", &[]);
+    let name = format!("{}/large", registry.address);
+    let small = user.home.path().join("small");
+    fs::create_dir(&small).unwrap();
+    // Too little for the layer; and enough for it, but not for a disk made of it.
+    for (size, why) in [("4m", "bytes more"), ("12m", "No space left")] {
+        let script = "mount -t tmpfs -o size=$2 small $1 && CORACLE_DATA=$1 $3 pull $4";
+        let words = ["--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"];
+        let mut command = Command::new("unshare");
+        command.args(words).arg(&small).args([size, CORACLE, &name]).env("HOME", user.home.path());
+        let (status, _, stderr) = run(&mut command);
+        assert_eq!(status, Some(125), "{stderr}");
+        assert!(stderr.contains(why) && stderr.contains("system prune"), "{stderr}");
+    }
+}
