@@ -14,6 +14,7 @@ mod tree;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -141,6 +142,23 @@ fn debian_with_changes_is_what_umoci_unpacks() {
     layers.extend(save(&[archive::archive(&changes)], workplace.path()));
     let summary = check(&layers, workplace.path());
     assert!(summary.inodes > 3000);
+}
+
+#[test]
+fn files_beyond_4_gib_are_whole() {
+    let workplace = workplace();
+    let size = (5u64 << 30) + 3;
+    let sparse = Member::file("large", "end").with_pax("GNU.sparse.size", size.to_string());
+    let sparse = sparse.with_pax("GNU.sparse.map", format!("{},3", size - 3));
+    let layers = save(&[archive::archive(&[sparse])], workplace.path());
+    let image = workplace.path().join("image");
+    assert!(write(&layers, &image).bytes > size);
+    let mounted = Mounted::new(&image, &workplace.path().join("mounted"));
+    let file = File::open(mounted.0.join("large")).expect("the file");
+    assert_eq!(file.metadata().expect("a file").len(), size);
+    let mut end = [1; 6];
+    file.read_exact_at(&mut end, size - 6).expect("the end");
+    assert_eq!(&end, b"\0\0\0end");
 }
 
 /// A reader of an endless layer is not kept waiting for memory: what is written is what was read.

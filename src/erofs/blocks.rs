@@ -68,7 +68,7 @@ impl Blocks {
     /// # Errors
     /// The image would be larger than allowed.
     pub(super) fn allocate(&mut self, count: u64) -> Result<Extent, Problem> {
-        let full = || Problem::Limit { what: "bytes of the image", limit: u64::from(self.limit) * BLOCK_BYTES };
+        let full = || Problem::Size { what: "the image", limit: u64::from(self.limit) * BLOCK_BYTES };
         let count = u32::try_from(count).map_err(|_| full())?;
         if count == 0 {
             return Ok(Extent::default());

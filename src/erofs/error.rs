@@ -30,6 +30,23 @@ impl fmt::Display for Error {
     }
 }
 
+impl Error {
+    /// The next thing to try.
+    pub fn advice(&self) -> String {
+        let advice = match &self.problem {
+            Problem::Read(_) => "pull the image again",
+            Problem::Write { source, .. } if source.kind() == io::ErrorKind::StorageFull => "make room on the disk",
+            Problem::Write { .. } => "check the disk, and whether it may be written",
+            Problem::Tar(TarProblem::Truncated(_) | TarProblem::Header { .. }) => {
+                "pull the image again; if that does not help, whoever built it has to"
+            }
+            Problem::Limit { .. } | Problem::Size { .. } => "an image with less in it: ordinary ones come nowhere near",
+            _ => "pull an image without this layer: whoever built it has to mend it",
+        };
+        advice.into()
+    }
+}
+
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.problem {
@@ -124,4 +141,21 @@ pub enum Problem {
         /// The limit.
         limit: u64,
     },
+    /// Larger than a limit that was given, see [`Limits`](super::Limits).
+    #[error("{what} would be larger than the {} allowed", size(*limit))]
+    Size {
+        /// What is too large.
+        what: &'static str,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+}
+
+/// A number of bytes as people say it, where it is a round one.
+fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(bits, _)| bytes > 0 && bytes.trailing_zeros() >= *bits) {
+        Some((bits, unit)) => format!("{} {unit}", bytes >> bits),
+        None => format!("{bytes} bytes"),
+    }
 }

@@ -40,7 +40,7 @@ impl ReadError {
     fn problem(self, limits: &Limits) -> Problem {
         match self {
             Self::Stream(error) if error.get_ref().is_some_and(|inner| inner.is::<BudgetSpent>()) => {
-                Problem::Limit { what: "bytes of unpacked layers", limit: limits.layer_bytes }
+                Problem::Size { what: "what the layers unpack to", limit: limits.layer_bytes }
             }
             Self::Stream(error) => Problem::Read(error),
             Self::Tar(problem) => Problem::Tar(problem),
@@ -171,7 +171,7 @@ impl Writer<'_> {
             return Err(Problem::Limit { what: "files", limit: limits.names });
         }
         if self.tree.text() > limits.text_bytes {
-            return Err(Problem::Limit { what: "bytes of names", limit: limits.text_bytes });
+            return Err(Problem::Size { what: "the text of all names", limit: limits.text_bytes });
         }
         Ok(())
     }

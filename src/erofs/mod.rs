@@ -51,7 +51,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { names: 1 << 20, text_bytes: 128 << 20, image_bytes: 128 << 30, layer_bytes: 256 << 30 }
+        Self { names: 1 << 20, text_bytes: 128 << 20, image_bytes: 64 << 30, layer_bytes: 128 << 30 }
     }
 }
 

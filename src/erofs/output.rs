@@ -21,6 +21,8 @@ pub(super) struct Output<'f> {
     /// Bytes of the buffer that are in use, and where in the file they belong.
     filled: usize,
     at: u64,
+    /// Where the file's last written byte ends: behind it, all is zero.
+    written: u64,
 }
 
 fn cannot_write(source: io::Error) -> Problem {
@@ -31,7 +33,7 @@ impl<'f> Output<'f> {
     /// Empties the file first, so that what is not written is zero.
     pub(super) fn new(file: &'f mut File) -> Result<Self, Problem> {
         file.set_len(0).map_err(cannot_write)?;
-        Ok(Self { file, buffer: vec![0; BUFFER].into(), filled: 0, at: 0 })
+        Ok(Self { file, buffer: vec![0; BUFFER].into(), filled: 0, at: 0, written: 0 })
     }
 
     /// Room for at most `length` bytes (and at least one, if `length` is not 0) at `offset`, all of which must be filled.
@@ -71,8 +73,12 @@ impl<'f> Output<'f> {
 
     pub(super) fn flush(&mut self) -> Result<(), Problem> {
         let (bytes, at) = (&self.buffer[..self.filled], self.at);
-        self.file.write_all_at(bytes, at).map_err(cannot_write)?;
         self.at += self.filled as u64;
+        // Zeroes that nobody wrote take no disk, however many a packed layer unpacks to.
+        if at < self.written || bytes.iter().any(|byte| *byte != 0) {
+            self.file.write_all_at(bytes, at).map_err(cannot_write)?;
+            self.written = self.written.max(self.at);
+        }
         self.filled = 0;
         Ok(())
     }

@@ -97,12 +97,12 @@ fn limits_hold() {
     assert_eq!(refusal(&many), "layer 0: 10: more than the 10 files allowed");
     let long: Vec<_> =
         (0..9).map(|n| Member::symlink(format!("{n}"), [b'l'; 100]).with_pax("linkpath", [b'l'; 200])).collect();
-    assert_eq!(refusal(&long), "layer 0: 4: more than the 1000 bytes of names allowed");
+    assert_eq!(refusal(&long), "layer 0: 4: the text of all names would be larger than the 1000 bytes allowed");
     let large = Member::file("large", "").with_pax("GNU.sparse.size", "1048577").with_pax("GNU.sparse.map", "0,0");
-    assert_eq!(refusal(&[large]), "layer 0: large: more than the 1048576 bytes of the image allowed");
+    assert_eq!(refusal(&[large]), "layer 0: large: the image would be larger than the 1 MiB allowed");
     assert_eq!(
         refusal(&[Member::file("f", [0; 100_000])]),
-        "layer 0: f: more than the 100000 bytes of unpacked layers allowed"
+        "layer 0: f: what the layers unpack to would be larger than the 100000 bytes allowed"
     );
     // Names that are gone do not count.
     let again: Vec<_> = (0..30).map(|_| Member::file("same", "")).collect();

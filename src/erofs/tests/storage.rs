@@ -162,6 +162,19 @@ fn the_same_layers_give_the_same_bytes() {
 }
 
 #[test]
+fn zeroes_take_no_disk() {
+    let layer =
+        archive(&[Member::file("a", [1; 5000]), Member::file("zeroes", vec![0; 20 << 20]), Member::file("z", "z")]);
+    let mut output = tempfile::NamedTempFile::new().expect("temporary file");
+    write_image([&layer[..]], output.as_file_mut(), &Limits::default()).expect("valid");
+    let metadata = output.as_file().metadata().expect("a file");
+    let blocks = std::os::unix::fs::MetadataExt::blocks(&metadata);
+    assert!(metadata.len() > 20 << 20 && blocks * 512 < 4 << 20, "{} bytes on {blocks} sectors", metadata.len());
+    let image = std::fs::read(output.path()).expect("an image");
+    assert!(read_image(&image)[&b"zeroes"[..]].data.iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn what_was_removed_is_not_in_the_image() {
     let secret = b"an old secret".repeat(4 * BLOCK / 13 + 1);
     let mut members =
