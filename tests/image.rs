@@ -324,3 +324,68 @@ fn a_full_disk_is_told() {
         assert!(stderr.contains(why) && stderr.contains("system prune"), "{stderr}");
     }
 }
+
+#[test]
+fn images_go_into_archives_and_come_back() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let id = user.coracle(&["pull", &format!("oci:{}:latest", busybox().display())]).trim().to_owned();
+    user.coracle(&["tag", &id, "box:v1"]);
+    user.coracle(&["save", "-o", &at("saved.tar"), "box:v1"]);
+    user.coracle(&["save", "-o", &at("again.tar"), "box:v1"]);
+    assert_eq!(sha256(at("saved.tar").as_ref()), sha256(at("again.tar").as_ref()), "not the same bytes each time");
+    // Others read it as either kind, and what they write is read as well.
+    let skopeo = |from: String, to: String| host("skopeo", &["copy", "-q", "--insecure-policy", &from, &to]);
+    skopeo(format!("docker-archive:{}", at("saved.tar")), format!("docker-archive:{}:box:docker", at("docker.tar")));
+    skopeo(format!("oci-archive:{}", at("saved.tar")), format!("oci-archive:{}:latest", at("oci.tar")));
+    host("gzip", &["-k", &at("docker.tar")]);
+    let disk = user.files("disks");
+    for (words, said) in [
+        (["load", "-i", &at("saved.tar")], "Loaded image: box:v1\n"),
+        (["load", "-i", &at("docker.tar")], "Loaded image: box:docker\n"),
+        (["load", "-i", &at("docker.tar.gz")], "Loaded image: box:docker\n"),
+        (["load", "-i", &at("oci.tar")], &format!("Loaded image ID: {id}\n")),
+        (["pull", "--quiet", &format!("oci-archive:{}:latest", at("oci.tar"))], &format!("{id}\n")),
+        (["pull", "--quiet", &format!("docker-archive:{}:box:docker", at("docker.tar"))], &format!("{id}\n")),
+    ] {
+        user.coracle(&["rmi", "--force", &id]);
+        assert_eq!(user.files("disks"), [] as [PathBuf; 0]);
+        assert_eq!(user.coracle(&words), said, "{words:?}");
+        assert_eq!(user.files("disks"), disk, "{words:?}");
+        user.assert_consistent();
+    }
+    let mut load = user.command(&["load"]);
+    load.stdin(File::open(at("docker.tar.gz")).unwrap());
+    assert_eq!(String::from_utf8(load.output().unwrap().stdout).unwrap(), "Loaded image: box:docker\n");
+}
+
+#[test]
+fn a_damaged_archive_is_refused() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let id = user.coracle(&["pull", &format!("oci:{}", busybox().display())]).trim().to_owned();
+    let saved = directory.path().join("saved.tar");
+    user.coracle(&["save", "-o", saved.to_str().unwrap(), &id]);
+    user.coracle(&["rmi", "--force", &id]);
+    let mut bytes = fs::read(&saved).unwrap();
+    // In the middle of the layer, which is most of it.
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&saved, &bytes).unwrap();
+    let words = ["load", "-i", saved.to_str().unwrap()];
+    assert!(user.fails(&words).contains("digest"));
+    fs::write(&saved, &bytes[..middle]).unwrap();
+    assert!(user.fails(&words).contains("neither manifest.json nor index.json"));
+    // The same of Docker's kind, which has no digests of what is packed.
+    let plain = directory.path().join("docker.tar");
+    let (from, to) = (format!("oci:{}", busybox().display()), format!("docker-archive:{}:box:v1", plain.display()));
+    host("skopeo", &["copy", "-q", "--insecure-policy", &from, &to]);
+    let mut bytes = fs::read(&plain).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&plain, &bytes).unwrap();
+    assert!(user.fails(&["load", "-i", plain.to_str().unwrap()]).contains("is damaged"));
+    fs::write(&saved, b"no archive at all").unwrap();
+    assert!(user.fails(&words).contains("no tar archive"));
+    assert_eq!(user.coracle(&["images", "-q"]), "");
+    assert_eq!(user.files("disks"), [] as [PathBuf; 0]);
+}

@@ -8,10 +8,12 @@ mod error;
 mod history;
 mod images;
 mod inspect;
+mod load;
 mod pull;
 mod pull_progress;
 mod registry_access;
 mod rmi;
+mod save;
 mod store;
 mod tag;
 mod units;
@@ -40,6 +42,10 @@ enum Verb {
     Pull(Box<pull::PullArgs>),
     /// List images.
     Images(images::ImagesArgs),
+    /// Write images into an archive.
+    Save(save::SaveArgs),
+    /// Read images from an archive.
+    Load(load::LoadArgs),
     /// Remove images.
     Rmi(rmi::RmiArgs),
     /// Give an image another name.
@@ -72,6 +78,8 @@ pub fn main() -> ExitCode {
         Verb::Boot(args) => boot::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Images(args) => images::run(&args),
+        Verb::Save(args) => save::run(&args),
+        Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),

@@ -54,7 +54,11 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
         store.forget(manifest, None).map_err(store::explain(&what))?;
         writeln!(io::stdout(), "Deleted: {}", found.image.id)?;
     }
-    Ok(())
+    // The same image packed in another way has the same ID.
+    match found.name {
+        None => remove(store, text, true),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Which of its names the image loses.

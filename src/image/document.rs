@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::layer::{Compression, LayerReader};
 use super::store::Store;
-use super::{Digest, Problem, Reference, limits};
+use super::{Digest, Platform, Problem, Reference, limits, platform};
 
 /// Types of manifests, in the order of preference.
 pub const MANIFESTS: [&str; 2] =
@@ -17,7 +17,8 @@ pub const MANIFESTS: [&str; 2] =
 pub const INDEXES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
 
-const CONFIGURATIONS: [&str; 2] =
+/// Types of configurations.
+pub const CONFIGURATIONS: [&str; 2] =
     ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
 
 /// An image in the store.
@@ -194,6 +195,19 @@ impl Manifest {
 /// What cannot be used about it.
 pub fn read_index(bytes: &[u8]) -> Result<ImageIndex, Problem> {
     parse("index", bytes)
+}
+
+/// The manifest that an index has for this platform.
+///
+/// # Errors
+/// It has none.
+pub fn choose<'a>(index: &'a ImageIndex, wanted: &Platform) -> Result<&'a Descriptor, Problem> {
+    wanted.choose(index.manifests()).ok_or_else(|| {
+        let offered = index.manifests().iter().filter_map(platform::described).map(|platform| platform.to_string());
+        // What only attests to the others is for no platform.
+        let offered = offered.filter(|name| !name.starts_with("unknown")).collect();
+        Problem::Platform { wanted: wanted.clone(), offered }
+    })
 }
 
 /// The type of a manifest or index: what it says of itself, which has to agree with what the registry says of it.

@@ -201,6 +201,26 @@ pub enum Problem {
         /// What is wrong with it.
         reason: String,
     },
+    /// A file or directory that a user named cannot be read.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file or directory is not what images are kept in.
+    #[error("{reason}")]
+    Archive {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What was to be written could not be.
+    #[error("the output cannot be written: {error}")]
+    Output {
+        /// What the system said.
+        error: io::Error,
+    },
     /// The disk could not be made from the layers.
     #[error("its layers cannot be made into a disk: {0}")]
     Disk(Box<dyn std::error::Error + Send + Sync>),
@@ -250,6 +270,9 @@ impl Problem {
             Self::Store { .. } => "check that file system, or another directory in CORACLE_DATA".into(),
             Self::NoSpace { .. } => no_space(),
             Self::Damaged { .. } => "move that file away; images can then be pulled again".into(),
+            Self::File { .. } => "check the path, and that this user may read it".into(),
+            Self::Archive { .. } => "what `coracle save`, `docker save`, `podman save` or skopeo has written".into(),
+            Self::Output { .. } => "another place with more room".into(),
             Self::Disk(error) if is_full(error.as_ref()) => no_space(),
             Self::Disk(_) => "push the image again with current tools".into(),
             Self::Cancelled => "the same again".into(),

@@ -4,6 +4,7 @@
 //! Everything that comes from a registry is untrusted until its digest has been checked: nothing is published in the
 //! [`Store`] before, and no layer is ever unpacked into the host's file tree.
 
+mod archive;
 mod digest;
 mod document;
 mod error;
@@ -16,6 +17,7 @@ pub mod registry;
 mod rootfs;
 mod store;
 
+pub use archive::{Imported, Kind, Source};
 pub use digest::{Digest, Hasher, InvalidDigest};
 pub use document::Image;
 pub use error::{ImageError, Problem, Result};

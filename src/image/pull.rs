@@ -10,7 +10,7 @@ use oci_spec::image::Descriptor;
 use super::document::{self, Manifest};
 use super::registry::{Access, Document, Purpose, Registry};
 use super::store::Blob;
-use super::{Digest, Image, ImageError, Platform, Problem, Reference, Result, Store, limits, platform};
+use super::{Digest, Image, ImageError, Platform, Problem, Reference, Result, Store, limits};
 
 /// Blobs that are fetched at once, as many as Docker does.
 const PARALLEL: usize = 3;
@@ -184,11 +184,7 @@ fn choose(registry: &Registry, named: Document, wanted: &Platform) -> std::resul
         false => named,
         true => {
             let index = document::read_index(&named.bytes)?;
-            let Some(chosen) = wanted.choose(index.manifests()) else {
-                let offered = index.manifests().iter().filter_map(platform::described);
-                let offered = offered.map(|platform| platform.to_string()).filter(|name| !name.starts_with("unknown"));
-                return Err(Problem::Platform { wanted: wanted.clone(), offered: offered.collect() });
-            };
+            let chosen = document::choose(&index, wanted)?;
             document::too_large("manifest", chosen.size(), limits::MANIFEST)?;
             registry.manifest(chosen.digest().as_ref())?
         }
