@@ -389,3 +389,116 @@ fn a_damaged_archive_is_refused() {
     assert_eq!(user.coracle(&["images", "-q"]), "");
     assert_eq!(user.files("disks"), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn what_is_pushed_others_can_pull() {
+    let (user, other, directory) = (User::new(), User::new(), TempDir::new().unwrap());
+    let registry = Registry::plain(directory.path());
+    let name = format!("{}/team/box:v1", registry.address);
+    let id = user.coracle(&["pull", &format!("oci:{}", busybox().display())]).trim().to_owned();
+    assert!(user.fails(&["push", &name]).contains("no such image"));
+    user.coracle(&["tag", &id, &name]);
+    let pushed = user.coracle(&["push", &name]);
+    assert_eq!(pushed, format!("{}/team/box@{}\n", registry.address, pushed_digest(&registry, "team/box:v1")));
+    let (status, _, stderr) = run(&mut user.command(&["push", &name]));
+    assert!(status == Some(0) && stderr.contains("Layer already exists"), "{stderr}");
+    other.coracle(&["pull", pushed.trim()]);
+    other.coracle(&["pull", &name]);
+    assert_eq!(other.coracle(&["images", "-q", "--no-trunc"]).trim(), id);
+    other.assert_consistent();
+    drop(registry);
+    assert!(user.fails(&["push", &name]).contains("Connection refused"));
+}
+
+#[test]
+fn a_login_is_kept_as_docker_keeps_it() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::secured(directory.path());
+    let address = registry.address.to_string();
+    let name = format!("{address}/box:v1");
+    let ca = directory.path().join("ca").display().to_string();
+    let config = user.home.path().join(".docker/config.json");
+    let (who, password) = LOGIN.split_once(':').unwrap();
+    let login = ["login", "--cert-dir", &ca, "-u", who, &address];
+    assert!(user.fails(&[&login[..], &["-p", "wrong"]].concat()).contains("refused these credentials"));
+    assert!(user.fails(&login).contains("no terminal"));
+    assert!(!config.exists());
+    fs::create_dir(config.parent().unwrap()).unwrap();
+    fs::write(&config, json!({ "psFormat": "kept" }).to_string()).unwrap();
+    let mut with_stdin = user.command(&[&login[..], &["--password-stdin"]].concat());
+    let mut child =
+        with_stdin.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    writeln!(child.stdin.take().unwrap(), "{password}").unwrap();
+    assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), "Login Succeeded\n");
+    let kept: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    assert_eq!(kept["psFormat"], "kept");
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&config.metadata().unwrap()) & 0o777, 0o600);
+    // It serves this program to push and pull, and another one.
+    user.coracle(&["pull", &format!("oci:{}", busybox().display())]);
+    user.coracle(&["tag", user.coracle(&["images", "-q"]).trim(), &name]);
+    user.coracle(&["push", "--cert-dir", &ca, &name]);
+    user.coracle(&["pull", "--cert-dir", &ca, &name]);
+    let authfile = config.display().to_string();
+    let target = format!("docker://{name}");
+    host("skopeo", &["inspect", "--authfile", &authfile, "--cert-dir", &ca, &target]);
+    assert!(user.coracle(&["logout", &address]).starts_with("Removing login"));
+    assert!(user.fails(&["push", "--cert-dir", &ca, &name]).contains("wants a login"));
+    assert!(user.coracle(&["logout", &address]).starts_with("Not logged in"));
+}
+
+#[test]
+fn a_credential_helper_keeps_the_password() {
+    let (user, directory) = (User::new(), TempDir::new().unwrap());
+    let registry = Registry::secured(directory.path());
+    let address = registry.address.to_string();
+    let ca = directory.path().join("ca").display().to_string();
+    let helper = user.home.path().join("docker-credential-drawer");
+    let drawer = user.home.path().join("drawer");
+    let script = format!(
+        "#!/bin/sh\nd={}\nin=$(cat)\ncase $1 in store) echo \"$in\" > $d;; erase) rm $d;; get) [ -e $d ] && cat $d || \
+         {{ echo credentials not found in native keychain; exit 1; }};; esac\n",
+        drawer.display()
+    );
+    fs::write(&helper, script).unwrap();
+    host("chmod", &["+x", helper.to_str().unwrap()]);
+    let config = user.home.path().join(".docker/config.json");
+    fs::create_dir(config.parent().unwrap()).unwrap();
+    fs::write(&config, json!({ "credsStore": "drawer" }).to_string()).unwrap();
+    let path = format!("{}:{}", user.home.path().display(), std::env::var("PATH").unwrap());
+    let coracle = |words: &[&str]| run(user.command(words).env("PATH", &path));
+    let (who, password) = LOGIN.split_once(':').unwrap();
+    let pull = format!("{address}/box");
+    registry.push(&busybox(), "box", &[]);
+    let (status, _, stderr) = coracle(&["pull", "--cert-dir", &ca, &pull]);
+    assert!(status == Some(125) && stderr.contains("wants a login"), "{stderr}");
+    let (status, _, stderr) = coracle(&["login", "--cert-dir", &ca, "-u", who, "-p", password, &address]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(fs::read_to_string(&drawer).unwrap().contains(password));
+    assert!(!fs::read_to_string(&config).unwrap().contains("auth\""));
+    let (status, _, stderr) = coracle(&["pull", "--cert-dir", &ca, &pull]);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(coracle(&["logout", &address]).0, Some(0));
+    assert!(!drawer.exists());
+}
+
+#[test]
+fn what_takes_how_much_is_told_and_given_back() {
+    let user = User::new();
+    let id = user.coracle(&["pull", &format!("oci:{}", busybox().display())]).trim().to_owned();
+    let df = user.coracle(&["system", "df"]);
+    assert!(df.lines().next().unwrap().starts_with("TYPE") && df.contains("Images") && df.contains("Disks"), "{df}");
+    user.coracle(&["tag", &id, "kept"]);
+    fs::write(user.data().join("partial").join("0".repeat(64)), [1; 9000]).unwrap();
+    assert!(user.fails(&["system", "prune"]).contains("no terminal to ask"));
+    let pruned = user.coracle(&["system", "prune", "--force"]);
+    assert!(pruned.contains("Total reclaimed space: 12.3kB"), "{pruned}");
+    assert_eq!(user.coracle(&["images", "-q", "--no-trunc"]).trim(), id);
+    // Without a name, it goes.
+    user.coracle(&["pull", &format!("oci:{}", busybox().display())]);
+    user.coracle(&["rmi", "kept"]);
+    user.coracle(&["pull", &format!("oci:{}", busybox().display())]);
+    assert!(user.coracle(&["system", "prune", "--force"]).contains(&format!("deleted: {id}")));
+    for directory in ["blobs/sha256", "disks", "partial"] {
+        assert_eq!(user.files(directory), [] as [PathBuf; 0]);
+    }
+}

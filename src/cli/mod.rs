@@ -9,12 +9,15 @@ mod history;
 mod images;
 mod inspect;
 mod load;
+mod login;
 mod pull;
 mod pull_progress;
+mod push;
 mod registry_access;
 mod rmi;
 mod save;
 mod store;
+mod system;
 mod tag;
 mod units;
 mod version;
@@ -40,6 +43,12 @@ enum Verb {
     Boot(Box<boot::BootArgs>),
     /// Fetch an image from a registry.
     Pull(Box<pull::PullArgs>),
+    /// Bring an image to the registry that its name says.
+    Push(Box<push::PushArgs>),
+    /// Log in to a registry.
+    Login(login::LoginArgs),
+    /// Forget who one is to a registry.
+    Logout(login::LogoutArgs),
     /// List images.
     Images(images::ImagesArgs),
     /// Write images into an archive.
@@ -48,6 +57,8 @@ enum Verb {
     Load(load::LoadArgs),
     /// Remove images.
     Rmi(rmi::RmiArgs),
+    /// Show and free what is kept on this host.
+    System(system::SystemArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -77,6 +88,10 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Boot(args) => boot::run(&args),
         Verb::Pull(args) => pull::run(&args),
+        Verb::Push(args) => push::run(&args),
+        Verb::Login(args) => login::run(&args),
+        Verb::Logout(args) => login::run_logout(&args),
+        Verb::System(args) => system::run(&args),
         Verb::Images(args) => images::run(&args),
         Verb::Save(args) => save::run(&args),
         Verb::Load(args) => load::run(&args),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! What a pull shows on stderr: bars on a terminal, lines elsewhere.
+//! What a pull or push shows on stderr: bars on a terminal, lines elsewhere.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal};
@@ -22,7 +22,7 @@ pub enum ProgressKind {
     None,
 }
 
-/// Shows how a pull goes, in Docker's words.
+/// Shows how a pull or push goes, in Docker's words.
 pub struct PullProgress {
     kind: Shown,
     bars: MultiProgress,
@@ -87,6 +87,10 @@ impl Progress for PullProgress {
             LayerState::Waiting => "Waiting for another pull",
             LayerState::Received(_) => "Downloading",
             LayerState::Complete => "Pull complete",
+            LayerState::Unsent => "Preparing",
+            LayerState::Exists => "Layer already exists",
+            LayerState::Sending => "Pushing",
+            LayerState::Sent => "Pushed",
         };
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         let name = digest.short();
@@ -107,11 +111,11 @@ impl Progress for PullProgress {
         }
         match state {
             LayerState::Received(received) => layer.bar.set_position(received),
-            LayerState::Complete | LayerState::Here => layer.bar.finish(),
-            LayerState::Pending | LayerState::Waiting => layer.bar.tick(),
+            LayerState::Complete | LayerState::Here | LayerState::Exists | LayerState::Sent => layer.bar.finish(),
+            LayerState::Pending | LayerState::Waiting | LayerState::Unsent | LayerState::Sending => layer.bar.tick(),
         }
-        // A connection that stalls shows no movement of its own.
-        if phase == "Waiting for another pull" {
+        // These show no movement of their own.
+        if matches!(state, LayerState::Waiting | LayerState::Sending) {
             layer.bar.enable_steady_tick(Duration::from_millis(500));
         }
     }

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Bringing an image from a registry into the store.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::sync::atomic::AtomicBool;
 
 use oci_spec::image::Descriptor;
 
 use super::document::{self, Manifest};
 use super::registry::{Access, Document, Purpose, Registry};
 use super::store::Blob;
-use super::{Digest, Image, ImageError, Platform, Problem, Reference, Result, Store, limits};
-
-/// Blobs that are fetched at once, as many as Docker does.
-const PARALLEL: usize = 3;
+use super::{Digest, Image, ImageError, Platform, Problem, Reference, Result, Store, limits, parallel};
 
 /// What to pull, and how.
 #[derive(Clone, Debug)]
@@ -44,9 +39,17 @@ pub enum LayerState {
     Received(u64),
     /// It is complete and verified.
     Complete,
+    /// It is to be sent.
+    Unsent,
+    /// The registry has it already.
+    Exists,
+    /// It is being sent.
+    Sending,
+    /// The registry has taken it.
+    Sent,
 }
 
-/// Who is told how a pull goes. Calls come from several threads.
+/// Who is told how a pull or push goes. Calls come from several threads.
 pub trait Progress: Sync {
     /// The registry has answered, and the image will be fetched.
     fn pulling(&self, _reference: &Reference) {}
@@ -133,28 +136,14 @@ impl Store {
             let state = if self.has(digest) { LayerState::Here } else { LayerState::Pending };
             progress.layer(digest, layer.size(), state);
         }
-        let is_layer = |digest: &Digest| *digest != manifest.config_digest;
-        let (queue, failure, cancelled) = (Mutex::new(blobs.iter()), Mutex::new(None), AtomicBool::new(false));
-        let work = || {
-            let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-            while let Some((blob, digest)) = next() {
-                let tell = |state| {
-                    if is_layer(digest) {
-                        progress.layer(digest, blob.size(), state);
-                    }
-                };
-                if cancelled.load(Ordering::Relaxed) {
-                    return;
+        parallel::each(&blobs, |(blob, digest), cancelled| {
+            let tell = |state| {
+                if **digest != manifest.config_digest {
+                    progress.layer(digest, blob.size(), state);
                 }
-                if let Err(problem) = self.fetch_one(registry, digest, blob.size(), &cancelled, &tell) {
-                    cancelled.store(true, Ordering::Relaxed);
-                    // The first to fail is why the others were cancelled.
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(problem);
-                }
-            }
-        };
-        thread::scope(|scope| (0..PARALLEL.min(blobs.len())).for_each(|_| _ = scope.spawn(work)));
-        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+            };
+            self.fetch_one(registry, digest, blob.size(), cancelled, &tell)
+        })
     }
 
     fn fetch_one(

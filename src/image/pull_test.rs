@@ -2,7 +2,8 @@
 use std::fs;
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 
 use serde_json::json;
 use tempfile::TempDir;

@@ -94,6 +94,17 @@ impl Name {
         &self.repository
     }
 
+    /// No repository, and a registry that one logs in to.
+    ///
+    /// # Errors
+    /// It is no host name or address, with a port if there is one.
+    pub fn of_registry(registry: &str) -> Result<Self, ReferenceError> {
+        match is_host(registry) {
+            true => Ok(Self { registry: registry.to_owned(), repository: String::new() }),
+            false => Err(ReferenceError::Registry(registry.to_owned())),
+        }
+    }
+
     /// As short as it can be said: without the default registry.
     pub fn familiar(&self) -> String {
         self.familiar_to(&default_registry())

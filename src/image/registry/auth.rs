@@ -91,7 +91,10 @@ impl Registry {
                 ])
             }
             credentials => {
-                let mut request = self.agent.get(realm).query("service", service).query("scope", scope);
+                let mut request = self.agent.get(realm).query("service", service);
+                if !scope.is_empty() {
+                    request = request.query("scope", scope);
+                }
                 if let Some(Credentials::Password { user, password }) = credentials {
                     request = request.header(header::AUTHORIZATION, basic(user, password).0);
                 }

@@ -5,10 +5,12 @@ mod auth;
 mod blob;
 mod certificates;
 mod credentials;
+pub mod login;
 mod resolver;
 #[cfg(test)]
 pub mod testing;
 mod transport;
+mod upload;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -49,6 +51,8 @@ pub enum Purpose {
     Pull,
     /// Read and write.
     Push,
+    /// Nothing but to be known.
+    Login,
 }
 
 /// A repository in a registry that has answered.
@@ -82,11 +86,11 @@ impl Registry {
     /// # Errors
     /// It does not answer, or not as a registry does.
     pub fn connect(name: &Name, purpose: Purpose, access: &Access) -> Result<Self, Problem> {
-        let actions = match purpose {
-            Purpose::Pull => "pull",
-            Purpose::Push => "pull,push",
+        let scope = match purpose {
+            Purpose::Pull => format!("repository:{}:pull", name.repository()),
+            Purpose::Push => format!("repository:{}:pull,push", name.repository()),
+            Purpose::Login => String::new(),
         };
-        let scope = format!("repository:{}:{actions}", name.repository());
         let host = if name.registry() == DOCKER.name { DOCKER.host } else { name.registry() };
         let plain_allowed = !access.tls_verify || is_loopback(host);
         let connect = |scheme: &str| -> Result<Self, Problem> {
@@ -113,6 +117,22 @@ impl Registry {
         let response = self.agent.get(format!("{}/v2/", self.base)).call().map_err(|error| self.problem(error))?;
         match response.status() {
             StatusCode::UNAUTHORIZED => self.authorize(&response),
+            status if status.is_success() => Ok(()),
+            _ => Err(self.unexpected(response, "registry API")),
+        }
+    }
+
+    /// Asks again, now logged in.
+    fn confirm(&self) -> Result<(), Problem> {
+        let url = format!("{}/v2/", self.base);
+        let response = self.authorized(|authorization| {
+            let mut request = self.agent.get(&url);
+            if let Some(authorization) = authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            request.call()
+        })?;
+        match response.status() {
             status if status.is_success() => Ok(()),
             _ => Err(self.unexpected(response, "registry API")),
         }

@@ -30,7 +30,7 @@ use super::{Digest, Problem};
 pub use blob::{Blob, Partial};
 pub use index::{Found, ImageRecord, Index};
 pub use lock::Lock;
-pub use prune::Pruned;
+pub use prune::{Part, Pruned, Usage};
 
 /// The environment variable that says where images are kept.
 pub const DIRECTORY_VARIABLE: &str = "CORACLE_DATA";
