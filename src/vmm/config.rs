@@ -117,7 +117,19 @@ impl MachineConfig {
             let why = format!("a guest needs at least {least} MiB, and this host has {most} MiB");
             return Err(Failure::new(what, why, "another `--memory`; 128M is enough for most"));
         }
+        let (devices, places) = (self.virtio_devices(), super::layout::VIRTIO_GSIS.len());
+        if devices > places {
+            let why = format!("they are {devices}, and there are {places} interrupt lines");
+            return Err(Failure::new("cannot attach all devices", why, "fewer of --disk, --net and --pmem"));
+        }
         Ok(())
+    }
+
+    fn virtio_devices(&self) -> usize {
+        let one = |there: bool| usize::from(there);
+        let console = self.console == ConsoleKind::Virtio;
+        let single = one(self.vsock.is_some()) + one(self.rng) + one(self.balloon) + one(console);
+        self.disks.len() + self.nets.len() + self.pmem.len() + single
     }
 }
 
@@ -146,6 +158,10 @@ mod tests {
             assert!(config(cpus, memory).check().unwrap_err().what.contains(word));
         }
         assert!(config(1, 1 << 40).check().unwrap_err().why.contains("this host has"));
+        let mut crowded = config(1, 128);
+        let pmem = || serde_json::from_str(r#"{"path": "image"}"#).unwrap();
+        crowded.pmem = std::iter::repeat_with(pmem).take(super::super::layout::VIRTIO_GSIS.len()).collect();
+        assert!(crowded.check().unwrap_err().why.contains("interrupt lines"));
     }
 
     #[test]

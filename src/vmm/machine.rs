@@ -3,6 +3,7 @@
 //! by path afterwards.
 
 use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
@@ -70,39 +71,21 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
-
-    let kvm = host::open()?;
-    let fd = host::create_vm(&kvm)?;
-    let mut vm = Vm::new(&kvm, fd).map_err(refused)?;
-    stages.mark(Stage::KvmCreated);
-
     let ram = memory::allocate(config.memory_mib << 20).map_err(|error| {
         let what = format!("cannot give the guest {} MiB of memory", config.memory_mib);
         Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
     })?;
-    vm.add_ram(&ram).map_err(refused)?;
-    place_pmem(&mut vm, &mut attached, &ram)?;
-    stages.mark(Stage::MemoryReady);
 
-    let (events, device_events) = (new_event_set()?, new_event_set()?);
-    if attached.virtio.len() > VIRTIO_GSIS.len() {
-        let why = format!("they are {}, and there are {} interrupt lines", attached.virtio.len(), VIRTIO_GSIS.len());
-        return Err(Failure::new("cannot attach all devices", why, "fewer of --disk, --net and --pmem"));
-    }
-    let mut mmio = Bus::default();
-    let mut transports = Vec::with_capacity(attached.virtio.len());
-    let mut places = Vec::with_capacity(attached.virtio.len());
-    for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
-        let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
-        let transport = connect(&vm, device, number, address, gsi, &ram, &device_events)?;
-        mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
-        transports.push(transport);
-        places.push(MmioDevice { address, size: MMIO_WINDOW, gsi });
-    }
-    if let Some((line, gsi)) = attached.serial_interrupt() {
-        vm.connect_interrupt(line, gsi).map_err(refused)?;
-    }
-
+    // KVM waits for grace periods when it is given memory and buses, while nothing uses this CPU: the kernel is
+    // copied meanwhile.
+    let (loaded, wired) = thread::scope(|scope| {
+        let load = || boot::load(&ram, &kernel, initrd.as_ref());
+        let loading = thread::Builder::new().name("loader".into()).spawn_scoped(scope, load).map_err(no_thread)?;
+        let wired = wire(&mut attached, &ram, &stages);
+        let loaded = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, Failure>((loaded, wired?))
+    })?;
+    let Wired { vm, mmio, transports, places, events, device_events } = wired;
     let command_line = command_line(&config, &host, &places)?;
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
     let topology = boot::Topology {
@@ -112,8 +95,10 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         pvpanic: true,
         serial: attached.serial.is_some(),
     };
-    let entry = boot::place(&ram, &kernel, initrd.as_ref(), &command_line, &topology)?;
+    let entry = boot::describe(&ram, &loaded?, &command_line, &topology)?;
     kernel.release();
+    stages.mark(Stage::KernelLoaded);
+
     let fds = vm.create_vcpus(cpus).map_err(refused)?;
     if let Some(first) = fds.first() {
         arch::registers::enter(first, &ram, &entry)
@@ -122,8 +107,6 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
             stages.count_with(counters);
         }
     }
-    stages.mark(Stage::KernelLoaded);
-
     let buses = [Arc::new(attached.ports), Arc::new(mmio)];
     let failed = Arc::<OnceLock<Box<Failed>>>::default();
     let exit = attached.exit;
@@ -147,6 +130,46 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         _vm: vm,
         config,
     })
+}
+
+/// A VM with its memory and devices, but nothing in either yet.
+struct Wired {
+    vm: Vm,
+    mmio: Bus,
+    transports: Vec<Arc<Transport>>,
+    places: Vec<MmioDevice>,
+    events: Arc<EventLoop>,
+    device_events: Arc<EventLoop>,
+}
+
+/// Makes the VM, and connects what is attached to it.
+fn wire(attached: &mut Attached, ram: &Arc<Ram>, stages: &Stages) -> Result<Wired, Failure> {
+    let kvm = host::open()?;
+    let fd = host::create_vm(&kvm)?;
+    stages.mark(Stage::KvmCreated);
+    let mut vm = Vm::new(&kvm, fd, ram).map_err(refused)?;
+    place_pmem(&mut vm, attached, ram)?;
+    stages.mark(Stage::MemoryReady);
+
+    let (events, device_events) = (new_event_set()?, new_event_set()?);
+    let mut mmio = Bus::default();
+    let mut transports = Vec::with_capacity(attached.virtio.len());
+    let mut places = Vec::with_capacity(attached.virtio.len());
+    for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
+        let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
+        let transport = connect(&vm, device, number, address, gsi, ram, &device_events)?;
+        mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
+        transports.push(transport);
+        places.push(MmioDevice { address, size: MMIO_WINDOW, gsi });
+    }
+    if let Some((line, gsi)) = attached.serial_interrupt() {
+        vm.connect_interrupt(line, gsi).map_err(refused)?;
+    }
+    Ok(Wired { vm, mmio, transports, places, events, device_events })
+}
+
+fn no_thread(error: std::io::Error) -> Failure {
+    Failure::new("cannot start a thread", error, "raise the limit of processes (`ulimit -u`)")
 }
 
 /// A VM generation ID that no other VM has.
@@ -239,8 +262,7 @@ fn start_vcpus(
         }),
         on_first_run: Box::new(move || stages.mark(Stage::FirstRun)),
     };
-    Vcpus::start(fds, Arc::new(shared))
-        .map_err(|error| Failure::new("cannot start the vCPUs", error, "raise the limit of processes (`ulimit -u`)"))
+    Vcpus::start(fds, Arc::new(shared)).map_err(no_thread)
 }
 
 impl Machine {

@@ -40,26 +40,27 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Gives the new VM `fd` interrupt controllers in the kernel.
+    /// Gives the new VM `fd` its RAM, then interrupt controllers in the kernel.
+    ///
+    /// In this order: KVM waits for an SRCU grace period at each change of memory and of buses, and a change of memory
+    /// that follows one of buses waits longest.
     ///
     /// # Errors
     /// KVM's, with what was being done.
-    pub fn new(kvm: &Kvm, fd: VmFd) -> Result<Self, VmError> {
+    pub fn new(kvm: &Kvm, fd: VmFd, ram: &Arc<Ram>) -> Result<Self, VmError> {
         // Only Intel processors without "unrestricted guest" use these, and the addresses have to be set before vCPUs.
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(doing("placing the identity map"))?;
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(doing("placing the task state segment"))?;
-        fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("asking for the supported CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self { fd, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() })
+        let mut vm = Self { fd, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() };
+        vm.add_ram(ram)?;
+        vm.fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
+        Ok(vm)
     }
 
-    /// Gives the guest its RAM.
-    ///
-    /// # Errors
-    /// KVM's.
-    pub fn add_ram(&mut self, ram: &Arc<Ram>) -> Result<(), VmError> {
+    fn add_ram(&mut self, ram: &Arc<Ram>) -> Result<(), VmError> {
         for region in ram.iter() {
             let host = region.get_host_address(MemoryRegionAddress(0)).unwrap_or(std::ptr::null_mut());
             // SAFETY: the region is mapped for its whole length, and `self.ram` keeps it so until the VM is gone.

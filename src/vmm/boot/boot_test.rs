@@ -33,6 +33,16 @@ fn text_at(ram: &Ram, address: u64, length: usize) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+fn place(
+    ram: &Ram,
+    kernel: &KernelImage,
+    initrd: Option<&Initrd>,
+    line: &CommandLine,
+    topology: &Topology<'_>,
+) -> Result<EntryPoint, BootError> {
+    describe(ram, &load(ram, kernel, initrd)?, line, topology)
+}
+
 #[test]
 fn a_guest_is_complete_for_the_linux_protocol() {
     for file in [small_elf(), TestBzImage::new(gzip(&small_elf())).build()] {

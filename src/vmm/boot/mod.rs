@@ -131,27 +131,42 @@ impl From<BootError> for Failure {
     }
 }
 
-/// Puts kernel, initrd, command line and tables into fresh guest memory.
+/// A kernel and its initrd in guest memory.
+#[derive(Debug)]
+pub struct Loaded {
+    kernel: LoadedKernel,
+    initrd: Option<InitrdSpan>,
+}
+
+/// Copies kernel and initrd into fresh guest memory.
 ///
 /// # Errors
 /// Says what does not fit or cannot be read.
-pub fn place(
+pub fn load(ram: &Ram, kernel: &KernelImage, initrd: Option<&Initrd>) -> Result<Loaded, BootError> {
+    let kernel = kernel.load(ram)?;
+    let initrd = initrd.map(|initrd| initrd.load(ram, &kernel)).transpose()?;
+    Ok(Loaded { kernel, initrd })
+}
+
+/// Tells a loaded kernel what it finds: command line, tables, parameters.
+///
+/// # Errors
+/// Says what does not fit.
+pub fn describe(
     ram: &Ram,
-    kernel: &KernelImage,
-    initrd: Option<&Initrd>,
+    loaded: &Loaded,
     command_line: &CommandLine,
     topology: &Topology<'_>,
 ) -> Result<EntryPoint, BootError> {
-    let kernel = kernel.load(ram)?;
-    let initrd = initrd.map(|initrd| initrd.load(ram, &kernel)).transpose()?;
-    write_command_line(ram, command_line, &kernel)?;
+    let (kernel, initrd) = (&loaded.kernel, loaded.initrd);
+    write_command_line(ram, command_line, kernel)?;
     write_mp_table(ram, topology.cpus)?;
     let rsdp = Some(build_acpi(ram, topology)?);
     if let Some(id) = topology.generation_id {
         ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID)).map_err(|_| BootError::Write("VM generation ID"))?;
     }
     let params = match kernel.protocol {
-        Protocol::Linux64 => write_boot_params(ram, &kernel, initrd, rsdp)?,
+        Protocol::Linux64 => write_boot_params(ram, kernel, initrd, rsdp)?,
         Protocol::Pvh => write_start_info(ram, initrd, rsdp)?,
     };
     Ok(EntryPoint { address: kernel.entry, protocol: kernel.protocol, params })
