@@ -4,11 +4,24 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{CORACLE, Control, Guest, eventually, host, sha256};
+use common::{CORACLE, Control, Guest, PATIENCE, cache, eventually, host, sha256};
+
+/// Test tools for the guest (fio, iperf3, socat, rngtest), as a read-only file system on persistent memory.
+fn tools() -> String {
+    cache("test/tools.erofs").display().to_string()
+}
+
+/// Makes the tools usable: mounted at /t, where `chroot` finds a root file system with /dev and /proc.
+fn mount_tools(guest: &mut Guest) {
+    guest.sh("mkdir -p /t && mount -t erofs -o ro /dev/pmem0 /t");
+    guest.sh("mount --bind /dev /t/dev && mount -t proc proc /t/proc && mount -t tmpfs tmp /t/tmp");
+}
 
 fn disk(folder: &Path, name: &str, mib: u64) -> String {
     let path = folder.join(name);
@@ -59,6 +72,33 @@ fn a_file_system_survives_and_discard_gives_space_back() {
     host("e2fsck", &["-f", "-n", &image]);
 }
 
+#[test]
+fn fio_verifies_what_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = disk(folder.path(), "disk", 8);
+    let mut guest = Guest::shell(&["--disk", &image, "--pmem", &tools(), "--memory", "256M", "--cpus", "2"]);
+    mount_tools(&mut guest);
+    let job = "--name=v --filename=/dev/vda --rw=randwrite --bs=4k --size=1m --direct=1 --ioengine=libaio --iodepth=16 \
+               --verify=crc32c --do_verify=1 --verify_fatal=1 --randrepeat=1 --minimal";
+    guest.sh(&format!("chroot /t fio {job} > /tmp/fio.out"));
+    assert_eq!(guest.power_off(), 0);
+}
+
+#[test]
+fn persistent_memory_is_mounted_and_refuses_writes() {
+    let image = tools();
+    let before = sha256(Path::new(&image));
+    let mut guest = Guest::shell(&["--pmem", &image]);
+    mount_tools(&mut guest);
+    assert!(guest.sh("ls /t/usr/bin").contains("fio"));
+    assert_ne!(guest.try_sh("touch /t/new").0, 0);
+    // The device itself: the guest's kernel takes the write for done, the file must not have it.
+    guest.try_sh("dd if=/dev/zero of=/dev/pmem0 bs=4k count=1 seek=1000 conv=fsync");
+    assert_eq!(guest.sh("echo alive").trim(), "alive");
+    assert_eq!(guest.power_off(), 0);
+    assert_eq!(sha256(Path::new(&image)), before);
+}
+
 /// A network namespace with a TAP `tap0` that the host side reaches at 192.0.2.1; gone when dropped.
 struct Namespace(String);
 
@@ -105,6 +145,89 @@ fn main_path_a_guest_and_its_host_ping_each_other() {
     assert!(guest.sh("ping -c 3 192.0.2.1").contains("3 packets received"));
     let (status, stdout, _) = common::run(namespace.command("ping").args(["-c", "3", "-s", "1400", "192.0.2.2"]));
     assert_eq!(status, Some(0), "{stdout}");
+    assert_eq!(guest.power_off(), 0);
+}
+
+#[test]
+fn iperf3_runs_both_ways() {
+    let namespace = Namespace::new("iperf");
+    let mut server = namespace
+        .command("iperf3")
+        .args(["-s", "-1", "-p", "5201"])
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut guest = namespace.shell(&["--net", "tap=tap0", "--pmem", &tools(), "--memory", "256M"]);
+    mount_tools(&mut guest);
+    guest.sh("ip link set lo up");
+    let report = guest.sh("chroot /t iperf3 -c 192.0.2.1 -p 5201 -n 2M -J | grep -c bits_per_second");
+    assert!(report.trim().parse::<u32>().unwrap() > 0);
+    assert!(server.wait().unwrap().success());
+    assert_eq!(guest.power_off(), 0);
+}
+
+#[test]
+fn the_host_reaches_a_program_in_the_guest_by_vsock() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("v.sock");
+    let mut guest = Guest::shell(&["--vsock", socket.to_str().unwrap(), "--pmem", &tools(), "--memory", "256M"]);
+    mount_tools(&mut guest);
+    guest.sh("chroot /t socat -b 65536 VSOCK-LISTEN:5000,fork EXEC:cat >/dev/null 2>&1 &");
+    let echo = eventually("the guest listens on port 5000", || connect(&socket, 5000));
+    // A pattern that repeats only after 251 bytes shows any loss or reordering.
+    let sent: Vec<u8> = (0..100u32 << 20).map(|n| (n % 251) as u8).collect();
+    let (mut writer, data) = (echo.try_clone().unwrap(), sent.clone());
+    let sending = std::thread::spawn(move || {
+        writer.write_all(&data).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    (&echo).read_to_end(&mut back).unwrap();
+    sending.join().unwrap();
+    assert!(back == sent, "{} bytes of {} came back, or changed", back.len(), sent.len());
+    assert_eq!(guest.power_off(), 0);
+}
+
+/// Connects to a port of the guest; `None` while nobody listens there.
+fn connect(path: &Path, port: u32) -> Option<UnixStream> {
+    let mut stream = UnixStream::connect(path).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    writeln!(stream, "CONNECT {port}").ok()?;
+    let mut answer = String::new();
+    // Byte by byte: what follows the line is the guest's.
+    while !answer.ends_with('\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).ok()?;
+        answer.push(byte[0].into());
+    }
+    answer.starts_with("OK ").then_some(stream)
+}
+
+#[test]
+fn a_program_in_the_guest_reaches_the_host_by_vsock() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("v.sock");
+    let mut guest = Guest::shell(&["--vsock", socket.to_str().unwrap(), "--pmem", &tools(), "--memory", "256M"]);
+    let listener = UnixListener::bind(folder.path().join("v.sock_7000")).unwrap();
+    mount_tools(&mut guest);
+    guest.type_in("echo hello host | chroot /t socat - VSOCK-CONNECT:2:7000\n");
+    let (stream, _) = listener.accept().unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert_eq!(line, "hello host\n");
+    assert_eq!(guest.power_off(), 0);
+}
+
+#[test]
+fn random_bytes_are_random() {
+    let mut guest = Guest::shell(&["--pmem", &tools(), "--memory", "256M"]);
+    mount_tools(&mut guest);
+    assert_eq!(guest.sh("cat /sys/class/misc/hw_random/rng_current").trim(), "virtio_rng.0");
+    let report =
+        guest.sh("dd if=/dev/hwrng bs=2500 count=40 iflag=fullblock 2>/dev/null | chroot /t rngtest -c 30 2>&1; true");
+    let failures = report.lines().find_map(|line| line.strip_prefix("rngtest: FIPS 140-2 failures: ")).expect(&report);
+    // A true source fails about one block in a thousand.
+    assert!(failures.trim().parse::<u32>().unwrap() <= 2, "{report}");
     assert_eq!(guest.power_off(), 0);
 }
 
