@@ -173,6 +173,9 @@ fn names_and_images_are_removed() {
     assert_eq!(user.coracle(&["rmi", "box"]), "Untagged: box:latest\n");
     assert!(user.fails(&["inspect", "box"]).contains("no such image"));
     assert!(user.coracle(&["history", &id]).contains("umoci"));
+    let listed = user.coracle(&["images", "--format", "{{.Repository}}:{{.Tag}}", &name]);
+    assert_eq!(listed, format!("{name}\n"));
+    assert_eq!(user.coracle(&["inspect", "-f", "{{.Config.Cmd}} {{.Os}}", &name]), "[sh] linux\n");
     let removed = user.coracle(&["rmi", &id]);
     assert!(removed.contains(&format!("Untagged: {name}\n")) && removed.contains("Deleted: sha256:"), "{removed}");
     for directory in ["blobs/sha256", "disks", "partial"] {

@@ -10,7 +10,8 @@ use coracle::image::{Image, ImageRecord, Reference};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Format, store, units};
+use super::template::Template;
+use super::{store, units};
 
 /// List images.
 #[derive(Debug, Args)]
@@ -31,9 +32,26 @@ pub struct ImagesArgs {
     /// IDs only
     #[arg(short, long)]
     quiet: bool,
-    /// How to print it; `json` is one object a line
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    /// `table`, `json` for an object a line, or a text with fields in it: '{{.Repository}} {{.ID}}'
+    #[arg(long, value_name = "TEMPLATE", default_value = "table", hide_default_value = true, value_parser = format)]
+    format: Lines,
+}
+
+/// How each image is printed.
+#[derive(Clone, Debug)]
+enum Lines {
+    /// In columns.
+    Table,
+    /// By a template.
+    Template(Template),
+}
+
+fn format(text: &str) -> Result<Lines, String> {
+    match text {
+        "table" => Ok(Lines::Table),
+        "json" => Template::parse("{{json .}}").map(Lines::Template),
+        text => Template::parse(text).map(Lines::Template),
+    }
 }
 
 /// One line: an image under one of its names.
@@ -113,7 +131,7 @@ fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()
         let seconds = row.created.map(|created| Timestamp::now().as_second() - created.as_second());
         seconds.map_or_else(|| "N/A".to_owned(), units::ago)
     };
-    if args.format == Format::Json {
+    if let Lines::Template(template) = &args.format {
         for row in rows {
             let line = json!({
                 "Repository": row.repository,
@@ -124,7 +142,7 @@ fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()
                 "CreatedSince": since(row),
                 "Size": units::size(row.image.size()),
             });
-            writeln!(out, "{line}")?;
+            writeln!(out, "{}", template.render(&line))?;
         }
         return Ok(());
     }

@@ -9,6 +9,7 @@ use coracle::image::{Found, Problem, Store};
 use serde_json::{Value, json};
 
 use super::store;
+use super::template::Template;
 
 /// Show all that is known of images, as a JSON array.
 #[derive(Debug, Args)]
@@ -17,6 +18,9 @@ pub struct InspectArgs {
     /// NAME[:TAG], NAME@DIGEST, or an ID or its beginning
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
+    /// `json`, or a text with fields in it: '{{.Id}} {{json .Config.Env}}'; a line for each image
+    #[arg(short, long, value_name = "TEMPLATE", value_parser = template)]
+    format: Option<Template>,
 }
 
 /// Prints those that there are, in the order asked for.
@@ -33,7 +37,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
             Err(problem) => _ = failure.get_or_insert_with(|| store::explain(&what)(problem)),
         }
     }
-    writeln!(io::stdout(), "{:#}", Value::Array(found))?;
+    match &args.format {
+        None => writeln!(io::stdout(), "{:#}", Value::Array(found))?,
+        Some(template) => found.iter().try_for_each(|image| writeln!(io::stdout(), "{}", template.render(image)))?,
+    }
     failure.map_or(Ok(ExitCode::SUCCESS), |failure| Err(failure.into()))
 }
 
@@ -57,4 +64,8 @@ fn describe(store: &Store, found: &Found) -> Result<Value, Problem> {
         "ManifestDigest": image.manifest_digest,
         "History": field("history"),
     }))
+}
+
+fn template(text: &str) -> Result<Template, String> {
+    Template::parse(if text == "json" { "{{json .}}" } else { text })
 }

@@ -19,6 +19,7 @@ mod save;
 mod store;
 mod system;
 mod tag;
+mod template;
 mod units;
 mod version;
 
