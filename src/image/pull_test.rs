@@ -358,3 +358,27 @@ fn a_redirect_elsewhere_does_not_get_the_password() {
     assert_eq!(storage.requests().len(), 1);
     assert_eq!(storage.requests()[0].header("authorization"), None);
 }
+
+#[test]
+fn an_identity_token_is_exchanged() {
+    let registry = FakeRegistry::with_fault(|request, reply| match request.header("authorization") {
+        // The token is in the form that is posted, and in no header.
+        None if request.line.starts_with("POST /token") => {
+            assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
+            Reply { body: b"{\"access_token\":\"good\"}".to_vec(), ..Reply::status(200) }
+        }
+        Some("Bearer good") => reply,
+        _ => {
+            let host = request.header("host").unwrap_or_default();
+            let challenge = format!("Bearer realm=\"http://{host}/token\",service=\"here\"");
+            Reply::status(401).header("www-authenticate", challenge)
+        }
+    });
+    let (_directory, store) = store();
+    registry.image("latest", "amd64", &[LAYER]);
+    let access = Access { credentials: Some(Credentials::IdentityToken("refresh".into())), ..Access::default() };
+    let options = PullOptions { platform: "linux/amd64".parse().unwrap(), access };
+    store.pull(&registry.reference("app"), &options, &()).unwrap();
+    let posts = registry.requests().iter().filter(|request| request.line.starts_with("POST /token")).count();
+    assert_eq!(posts, 1);
+}
