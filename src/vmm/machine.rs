@@ -76,18 +76,19 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
     })?;
 
+    let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
+
     // KVM waits for grace periods when it is given memory and buses, while nothing uses this CPU: the kernel is
     // copied meanwhile.
     let (loaded, wired) = thread::scope(|scope| {
         let load = || boot::load(&ram, &kernel, initrd.as_ref());
         let loading = thread::Builder::new().name("loader".into()).spawn_scoped(scope, load).map_err(no_thread)?;
-        let wired = wire(&mut attached, &ram, &stages);
+        let wired = wire(&mut attached, &ram, cpus, &stages);
         let loaded = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Failure>((loaded, wired?))
     })?;
-    let Wired { vm, mmio, transports, places, events, device_events } = wired;
+    let Wired { vm, vcpus, mmio, transports, places, events, device_events } = wired;
     let command_line = command_line(&config, &host, &places)?;
-    let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
     let topology = boot::Topology {
         cpus,
         virtio: &places,
@@ -99,8 +100,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     kernel.release();
     stages.mark(Stage::KernelLoaded);
 
-    let fds = vm.create_vcpus(cpus).map_err(refused)?;
-    if let Some(first) = fds.first() {
+    if let Some(first) = vcpus.first() {
         arch::registers::enter(first, &ram, &entry)
             .map_err(|error| Failure::new("cannot set the guest's entry", error, "a larger `--memory`"))?;
         if let Ok(counters) = VcpuStats::open(first) {
@@ -110,7 +110,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     let buses = [Arc::new(attached.ports), Arc::new(mmio)];
     let failed = Arc::<OnceLock<Box<Failed>>>::default();
     let exit = attached.exit;
-    let vcpus = start_vcpus(fds, &ram, &buses, &exit, &failed, &stages)?;
+    let vcpus = start_vcpus(vcpus, &ram, &buses, &exit, &failed, &stages)?;
     Ok(Machine {
         vcpus,
         transports,
@@ -135,6 +135,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
 /// A VM with its memory and devices, but nothing in either yet.
 struct Wired {
     vm: Vm,
+    vcpus: Vec<VcpuFd>,
     mmio: Bus,
     transports: Vec<Arc<Transport>>,
     places: Vec<MmioDevice>,
@@ -143,7 +144,7 @@ struct Wired {
 }
 
 /// Makes the VM, and connects what is attached to it.
-fn wire(attached: &mut Attached, ram: &Arc<Ram>, stages: &Stages) -> Result<Wired, Failure> {
+fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
@@ -165,7 +166,8 @@ fn wire(attached: &mut Attached, ram: &Arc<Ram>, stages: &Stages) -> Result<Wire
     if let Some((line, gsi)) = attached.serial_interrupt() {
         vm.connect_interrupt(line, gsi).map_err(refused)?;
     }
-    Ok(Wired { vm, mmio, transports, places, events, device_events })
+    let vcpus = vm.create_vcpus(cpus).map_err(refused)?;
+    Ok(Wired { vm, vcpus, mmio, transports, places, events, device_events })
 }
 
 fn no_thread(error: std::io::Error) -> Failure {
