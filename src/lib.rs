@@ -5,5 +5,6 @@ pub mod erofs;
 pub mod failure;
 pub mod image;
 pub mod logging;
+pub mod sandbox;
 pub mod signals;
 pub mod vmm;

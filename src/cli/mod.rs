@@ -15,6 +15,7 @@ mod pull_progress;
 mod push;
 mod registry_access;
 mod rmi;
+mod run;
 mod save;
 mod store;
 mod system;
@@ -42,6 +43,8 @@ const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle its
 enum Verb {
     /// Boot a guest from a kernel image.
     Boot(Box<boot::BootArgs>),
+    /// Run a program from an image in a microVM of its own.
+    Run(Box<run::RunArgs>),
     /// Fetch an image from a registry.
     Pull(Box<pull::PullArgs>),
     /// Bring an image to the registry that its name says.
@@ -88,6 +91,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Boot(args) => boot::run(&args),
+        Verb::Run(args) => run::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Push(args) => push::run(&args),
         Verb::Login(args) => login::run(&args),

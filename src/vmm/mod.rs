@@ -15,6 +15,7 @@ pub mod host;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod process;
 pub mod run;
 pub mod stages;
 pub mod stats;

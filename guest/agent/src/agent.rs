@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent: one thread around one `poll(2)`.
 
+use alloc::format;
 use alloc::vec::Vec;
 
-use coracle_protocol::{Shutdown, ShutdownMode};
+use coracle_protocol::{ErrorCode, Shutdown, ShutdownMode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Result;
@@ -13,7 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::connection::{Connection, Outcome};
 use crate::settings::{Console, Settings};
 use crate::signals::{Signals, wait_until};
-use crate::{console, mounts, signals, sys};
+use crate::streams::Stream;
+use crate::{console, mounts, signals, sys, workload};
 
 /// Connections served at once.
 const MAX_CONNECTIONS: usize = 8;
@@ -29,6 +31,7 @@ pub struct Agent {
     connections: Vec<Connection>,
     signals: Option<Signals>,
     shell: Option<Pid>,
+    streams: Vec<Stream>,
 }
 
 /// What `poll(2)` found.
@@ -37,13 +40,15 @@ struct Ready {
     listener: PollFlags,
     /// One for each connection, in order.
     connections: Vec<bool>,
+    /// One for each stream, in order.
+    streams: Vec<bool>,
 }
 
 impl Agent {
     /// An agent that serves connections to `listener`, which does not block.
     #[must_use]
     pub fn new(listener: Option<OwnedFd>) -> Self {
-        Self { listener, connections: Vec::new(), signals: None, shell: None }
+        Self { listener, connections: Vec::new(), signals: None, shell: None, streams: Vec::new() }
     }
 
     /// Starts to reap and to obey signals, which is to be done before the first fork. Repeating it is free.
@@ -94,6 +99,8 @@ impl Agent {
             {
                 return Shutdown { mode, grace_ms: CONSOLE_GRACE_MS };
             }
+            let mut moved = ready.streams.iter();
+            self.streams.retain_mut(|stream| !moved.next().is_some_and(|&ready| ready) || stream.advance());
             if let Some(shutdown) = self.serve(&ready.connections) {
                 return shutdown;
             }
@@ -107,17 +114,22 @@ impl Agent {
     }
 
     fn wait(&self) -> Result<Ready> {
-        let mut fds = Vec::with_capacity(2 + self.connections.len());
+        let mut fds = Vec::with_capacity(2 + self.connections.len() + self.streams.len());
         fds.extend(self.signals.iter().map(|signals| PollFd::new(signals.readiness(), PollFlags::IN)));
         fds.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
         fds.extend(self.connections.iter().map(|one| PollFd::new(one.socket(), one.interest())));
+        fds.extend(self.streams.iter().map(|stream| {
+            let (fd, events) = stream.interest();
+            PollFd::new(fd, events)
+        }));
         poll(&mut fds, None)?;
         let mut found = fds.iter().map(PollFd::revents);
         let mut next = |present: bool| present.then(|| found.next()).flatten().unwrap_or(PollFlags::empty());
         Ok(Ready {
             signals: !next(self.signals.is_some()).is_empty(),
             listener: next(self.listener.is_some()),
-            connections: found.map(|flags| !flags.is_empty()).collect(),
+            connections: found.by_ref().take(self.connections.len()).map(|flags| !flags.is_empty()).collect(),
+            streams: found.map(|flags| !flags.is_empty()).collect(),
         })
     }
 
@@ -126,7 +138,10 @@ impl Agent {
         let signals = self.signals.as_ref()?;
         let asked = signals.take();
         let ended = signals::reap();
-        let shell_ended = self.shell.is_some_and(|shell| ended.contains(&shell));
+        for &(pid, status) in &ended {
+            self.connections.iter_mut().for_each(|connection| connection.ended(pid, status));
+        }
+        let shell_ended = self.shell.is_some_and(|shell| ended.iter().any(|&(pid, _)| pid == shell));
         if shell_ended {
             self.shell = None;
         }
@@ -136,6 +151,7 @@ impl Agent {
     fn serve(&mut self, ready: &[bool]) -> Option<Shutdown> {
         let mut end = None;
         let mut ready = ready.iter();
+        let (signals, streams) = (&mut self.signals, &mut self.streams);
         self.connections.retain_mut(|connection| {
             if end.is_some() || !ready.next().is_some_and(|&ready| ready) {
                 return true;
@@ -143,6 +159,21 @@ impl Agent {
             match connection.advance() {
                 Outcome::Continue => true,
                 Outcome::Close => false,
+                Outcome::Start(id, start) => {
+                    // Without signals there would be nobody to tell of the end.
+                    let watched = match signals {
+                        Some(_) => Ok(()),
+                        None => Signals::watch().map(|watch| *signals = Some(watch)),
+                    };
+                    let mut outcome = watched
+                        .map_err(|error| (ErrorCode::FAILED, format!("watching processes: {error}")))
+                        .and_then(|()| workload::start(&start));
+                    connection.started(id, &outcome);
+                    if let Ok(workload) = &mut outcome {
+                        streams.append(&mut workload.streams);
+                    }
+                    true
+                }
                 Outcome::End(shutdown) => {
                     end = Some(shutdown);
                     // The answer is on its way through a kernel that is about to stop. A host that has read it closes.

@@ -4,19 +4,23 @@
 use alloc::format;
 use alloc::vec::Vec;
 
-use coracle_protocol::{Decoder, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Text, VERSIONS};
+use coracle_protocol::{
+    Decoder, Ended, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Start, Text, VERSIONS,
+};
 use rustix::event::PollFlags;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::process::{Pid, WaitStatus};
 
+use crate::workload::{Refusal, Workload};
 use crate::{facts, mounts};
 
 /// Bytes read at once. Also bounds what waits to be sent: nothing is read while something does.
 const CHUNK: usize = 2048;
 
 /// What a host's requests ask of the agent as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing.
     Continue,
@@ -24,6 +28,8 @@ pub enum Outcome {
     Close,
     /// To end the machine.
     End(Shutdown),
+    /// To start a process, for the request with this id.
+    Start(u32, Start),
 }
 
 /// One connection from the host.
@@ -34,13 +40,21 @@ pub struct Connection {
     unsent: Vec<u8>,
     greeted: bool,
     closing: bool,
+    /// Processes that this connection is told the end of, by the id of the request.
+    started: Vec<(Pid, u32)>,
 }
 
 impl Connection {
     /// Greets the host on `socket`, which does not block.
     pub fn new(socket: OwnedFd) -> Self {
-        let mut connection =
-            Self { socket, decoder: Decoder::new(), unsent: Vec::new(), greeted: false, closing: false };
+        let mut connection = Self {
+            socket,
+            decoder: Decoder::new(),
+            unsent: Vec::new(),
+            greeted: false,
+            closing: false,
+            started: Vec::new(),
+        };
         let software = Text::new(concat!("coracle-agent ", env!("CARGO_PKG_VERSION")));
         connection.say(0, &Message::Hello(Hello { versions: VERSIONS, software }));
         connection
@@ -109,8 +123,10 @@ impl Connection {
         while !self.closing {
             match self.decoder.feed(&mut bytes) {
                 Ok(Some(frame)) => {
-                    if let Outcome::End(shutdown) = self.handle(&frame) {
-                        return Outcome::End(shutdown);
+                    let outcome = self.handle(&frame);
+                    if outcome != Outcome::Continue {
+                        // One request at a time: what came behind a `Start` in the same breath is not waited for.
+                        return outcome;
                     }
                 }
                 Ok(None) => break,
@@ -142,11 +158,38 @@ impl Connection {
                 self.say(id, &Message::Ack);
                 return Outcome::End(shutdown);
             }
-            Ok(Message::Ready(_) | Message::Ack) => {
+            Ok(Message::Start(start)) => return Outcome::Start(id, start),
+            Ok(Message::Ready(_) | Message::Ack | Message::Started | Message::Ended(_)) => {
                 self.say_error(id, ErrorCode::OUT_OF_PLACE, "only an agent sends this message");
             }
         }
         Outcome::Continue
+    }
+
+    /// Answers the `Start` with this id.
+    pub fn started(&mut self, id: u32, outcome: &Result<Workload, Refusal>) {
+        match outcome {
+            Ok(workload) => {
+                self.started.push((workload.pid, id));
+                self.say(id, &Message::Started);
+            }
+            Err((code, text)) => self.say_error(id, *code, text),
+        }
+        // What cannot be sent now goes when the socket is ready; a socket that has failed says so then.
+        let _ = self.flush();
+    }
+
+    /// Tells the end of a process, if it was started from here.
+    pub fn ended(&mut self, pid: Pid, status: WaitStatus) {
+        let Some(at) = self.started.iter().position(|(started, _)| *started == pid) else { return };
+        let (_, id) = self.started.swap_remove(at);
+        let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
+        let ended = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => Ended::Exited(number(code)),
+            (None, signal) => Ended::Killed(number(signal.unwrap_or(9))),
+        };
+        self.say(id, &Message::Ended(ended));
+        let _ = self.flush();
     }
 
     fn greet(&mut self, id: u32, hello: &Hello) {

@@ -18,10 +18,14 @@ mod facts;
 mod io_ports;
 mod mounts;
 mod power;
+mod rootfs;
 mod settings;
 mod signals;
+mod streams;
 mod sys;
+mod users;
 mod vsock;
+mod workload;
 
 use core::ffi::CStr;
 

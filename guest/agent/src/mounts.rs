@@ -84,13 +84,18 @@ pub fn release() {
 }
 
 fn read_table() -> Option<String> {
-    let file = rustix::fs::open(c"/proc/self/mounts", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut table = Vec::new();
+    String::from_utf8(read_file(c"/proc/self/mounts")?).ok()
+}
+
+/// All of a file, if it can be read.
+pub fn read_file(path: &CStr) -> Option<Vec<u8>> {
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut content = Vec::new();
     let mut chunk = [0; 1024];
     loop {
         match rustix::io::read(&file, &mut chunk) {
-            Ok(0) => return String::from_utf8(table).ok(),
-            Ok(count) => table.extend_from_slice(chunk.get(..count)?),
+            Ok(0) => return Some(content),
+            Ok(count) => content.extend_from_slice(chunk.get(..count)?),
             Err(Errno::INTR) => {}
             Err(_) => return None,
         }

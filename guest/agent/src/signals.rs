@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::Timespec;
 use rustix::io::{Errno, Result};
-use rustix::process::{Pid, Signal, WaitOptions, wait};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
 
 use crate::sys;
 
@@ -72,7 +72,7 @@ impl Signals {
             let _ = self.take();
             loop {
                 match reap_one() {
-                    Reaped::One(_) => {}
+                    Reaped::One(..) => {}
                     Reaped::NoneYet => break,
                     Reaped::Childless => return true,
                 }
@@ -84,16 +84,16 @@ impl Signals {
 }
 
 /// Reaps all that have ended. Signals of one kind do not queue, so that one SIGCHLD may stand for many.
-pub fn reap() -> Vec<Pid> {
+pub fn reap() -> Vec<(Pid, WaitStatus)> {
     let mut ended = Vec::new();
-    while let Reaped::One(pid) = reap_one() {
-        ended.push(pid);
+    while let Reaped::One(pid, status) = reap_one() {
+        ended.push((pid, status));
     }
     ended
 }
 
 enum Reaped {
-    One(Pid),
+    One(Pid, WaitStatus),
     NoneYet,
     Childless,
 }
@@ -101,7 +101,7 @@ enum Reaped {
 fn reap_one() -> Reaped {
     loop {
         match wait(WaitOptions::NOHANG) {
-            Ok(Some((pid, _))) => return Reaped::One(pid),
+            Ok(Some((pid, status))) => return Reaped::One(pid, status),
             Ok(None) => return Reaped::NoneYet,
             Err(Errno::INTR) => {}
             Err(_) => return Reaped::Childless,

@@ -40,6 +40,7 @@ mod frame;
 mod hybrid_vsock;
 mod message;
 mod ports;
+mod process;
 #[cfg(feature = "std")]
 mod stream;
 mod text;
@@ -52,6 +53,7 @@ pub use message::{
     BootFacts, ErrorCode, Failure, Hello, Message, MessageError, MessageType, Ping, Ready, Shutdown, ShutdownMode,
 };
 pub use ports::*;
+pub use process::{Ended, Start, Streams};
 #[cfg(feature = "std")]
 pub use stream::{CallError, Channel, ReadError, read_frame, write_frame};
 pub use text::{MAX_TEXT, Text};

@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Frame, FrameError, Text, Versions};
+use crate::{Ended, Frame, FrameError, Start, Text, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -24,6 +24,9 @@ pub enum MessageType {
     Error = 0x06,
     Prepare = 0x10,
     Shutdown = 0x11,
+    Start = 0x20,
+    Started = 0x21,
+    Ended = 0x22,
 }
 
 /// A message.
@@ -46,6 +49,12 @@ pub enum Message {
     /// Host: end the guest. Answered by `Ack` at once; the agent then waits up to 100 ms for the host to close the
     /// connection, so that the `Ack` is not lost with the machine.
     Shutdown(Shutdown),
+    /// Host: start a process. Answered by `Started` once the program runs, and by `Ended`, with the same id, at its end.
+    Start(Start),
+    /// The program of the `Start` with this id runs.
+    Started,
+    /// The process of the `Start` with this id has ended, and with it all that it had started.
+    Ended(Ended),
 }
 
 /// Who speaks, and which versions.
@@ -130,6 +139,10 @@ impl ErrorCode {
     pub const FAILED: Self = Self(5);
     /// The agent has as many connections as it serves; this one is closed.
     pub const TOO_MANY_CONNECTIONS: Self = Self(6);
+    /// There is no such program in the image.
+    pub const NOT_FOUND: Self = Self(7);
+    /// The program cannot be executed.
+    pub const NOT_EXECUTABLE: Self = Self(8);
 }
 
 /// Why a frame is not a message of this version.
@@ -191,6 +204,9 @@ impl Message {
             Self::Error(_) => MessageType::Error,
             Self::Prepare => MessageType::Prepare,
             Self::Shutdown(_) => MessageType::Shutdown,
+            Self::Start(_) => MessageType::Start,
+            Self::Started => MessageType::Started,
+            Self::Ended(_) => MessageType::Ended,
         }
     }
 
@@ -205,7 +221,9 @@ impl Message {
             Self::Ping(body) | Self::Pong(body) => encode(body),
             Self::Error(body) => encode(body),
             Self::Shutdown(body) => encode(body),
-            Self::Ack | Self::Prepare => Ok(Vec::new()),
+            Self::Start(body) => encode(body),
+            Self::Ended(body) => encode(body),
+            Self::Ack | Self::Prepare | Self::Started => Ok(Vec::new()),
         }?;
         Ok(Frame { message_type: self.message_type() as u8, flags: 0, id, payload })
     }
@@ -236,6 +254,9 @@ impl Message {
             t if t == MessageType::Error as u8 => Self::Error(decode(frame)?),
             t if t == MessageType::Prepare as u8 => Self::Prepare,
             t if t == MessageType::Shutdown as u8 => Self::Shutdown(decode(frame)?),
+            t if t == MessageType::Start as u8 => Self::Start(decode(frame)?),
+            t if t == MessageType::Started as u8 => Self::Started,
+            t if t == MessageType::Ended as u8 => Self::Ended(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

@@ -179,6 +179,14 @@ impl<S: Read + Write> Channel<S> {
         write_message(&mut self.stream, request, id)?;
         answer(&mut self.stream, id)
     }
+
+    /// Waits for another message about the last request, such as the end of a process that was started.
+    ///
+    /// # Errors
+    /// As for [`call`](Self::call).
+    pub fn next_of_last(&mut self) -> Result<Message, CallError> {
+        answer(&mut self.stream, self.next_id.wrapping_sub(1))
+    }
 }
 
 /// The answer to request `id`.

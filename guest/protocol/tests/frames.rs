@@ -4,8 +4,9 @@
 use std::io::{self, Read};
 
 use coracle_protocol::{
-    BootFacts, Decoder, ErrorCode, Failure, Frame, FrameError, HEADER_LEN, Hello, MAGIC, MAX_PAYLOAD, Message,
-    MessageError, Ping, ReadError, Ready, Shutdown, ShutdownMode, Text, Versions, read_frame, write_frame,
+    BootFacts, Decoder, Ended, ErrorCode, Failure, Frame, FrameError, HEADER_LEN, Hello, MAGIC, MAX_PAYLOAD, Message,
+    MessageError, Ping, ReadError, Ready, Shutdown, ShutdownMode, Start, Streams, Text, Versions, read_frame,
+    write_frame,
 };
 use proptest::prelude::*;
 
@@ -29,7 +30,32 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), text()).prop_map(|(code, message)| Message::Error(Failure { code: ErrorCode(code), message })),
         Just(Message::Prepare),
         (mode, any::<u32>()).prop_map(|(mode, grace_ms)| Message::Shutdown(Shutdown { mode, grace_ms })),
+        start().prop_map(Message::Start),
+        Just(Message::Started),
+        any::<(bool, u8)>().prop_map(|(killed, n)| Message::Ended(if killed {
+            Ended::Killed(n)
+        } else {
+            Ended::Exited(n)
+        })),
     ]
+}
+
+fn start() -> impl Strategy<Value = Start> {
+    let bytes = || prop::collection::vec(any::<u8>(), 0..20);
+    let words = || prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..4);
+    let streams =
+        any::<(Option<u32>, u32, u32)>().prop_map(|(stdin, stdout, stderr)| Streams { stdin, stdout, stderr });
+    (text(), text(), words(), words(), bytes(), bytes(), streams).prop_map(
+        |(root, hostname, arguments, environment, directory, user, streams)| Start {
+            root,
+            hostname,
+            arguments,
+            environment,
+            directory,
+            user,
+            streams,
+        },
+    )
 }
 
 /// A reader that counts what is taken and gives at most `step` bytes at a time.
@@ -88,7 +114,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_is_survived(message_type in 0u8..0x14, flags: u16, payload in prop::collection::vec(any::<u8>(), 0..256)) {
+    fn any_payload_is_survived(message_type in 0u8..0x24, flags: u16, payload in prop::collection::vec(any::<u8>(), 0..256)) {
         let frame = Frame { message_type, flags, id: 1, payload };
         match Message::from_frame(&frame) {
             Ok(message) => {
@@ -98,8 +124,8 @@ proptest! {
                 let again = message.to_frame(1).unwrap();
                 prop_assert_eq!(Message::from_frame(&again).unwrap(), message);
             }
-            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !(1..=6).contains(&message_type)),
-            Err(MessageError::Malformed { .. }) => prop_assert!(!frame.payload.is_empty() || message_type != 5),
+            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !matches!(message_type, 0x01..=0x06 | 0x10..=0x11 | 0x20..=0x22)),
+            Err(MessageError::Malformed { .. }) => prop_assert!(!frame.payload.is_empty() || ![0x05, 0x10, 0x21].contains(&message_type)),
         }
     }
 

@@ -2,7 +2,6 @@
 //! `coracle boot`: a guest from a kernel image, its console on the terminal.
 
 mod args;
-mod child;
 mod profile;
 mod relay;
 mod terminal;
@@ -17,10 +16,11 @@ use coracle::vmm::config::ConsoleKind;
 use coracle::vmm::control::Event;
 use coracle::vmm::devices::exit::GuestEnd;
 use coracle::vmm::host::{Host, Vendor};
+use coracle::vmm::process::Vmm;
 use coracle::vmm::stages::Mark;
 
-pub use args::BootArgs;
 use args::TimingsFormat;
+pub use args::{BootArgs, memory_mib};
 use profile::Profile;
 use relay::Ending;
 use terminal::RawTerminal;
@@ -36,7 +36,7 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
     let signals = signals::readable(&ended_by).context("cannot catch signals")?;
     let mut marks: Vec<Mark> = Vec::new();
     let mut profile = args.profile.as_ref().map(|_| Profile::new(&args.kernel));
-    let mut vmm = child::Vmm::start(config)?;
+    let mut vmm = Vmm::start(config)?;
     let raw = if takes_input { RawTerminal::enter().context("cannot make the terminal raw")? } else { None };
     let ending = relay::relay(&vmm, &signals, takes_input, |event| match event {
         Event::Stage(mark) => marks.push(mark.clone()),

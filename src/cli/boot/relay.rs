@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::child::Vmm;
 use super::terminal;
 use coracle::failure::Failure;
 use coracle::vmm::control::{Event, Request};
 use coracle::vmm::devices::exit::GuestEnd;
+use coracle::vmm::process::Vmm;
 
 /// Ctrl-]: what telnet and virsh use.
 const ESCAPE: u8 = 0x1d;

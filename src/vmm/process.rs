@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A `coracle-vmm` process: started, listened to, and never left behind.
+//! A `coracle-vmm` process, as its owner sees it: started, listened to, and never left behind.
 
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,9 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use coracle::failure::Failure;
-use coracle::vmm::clock::monotonic_ns;
-use coracle::vmm::config::MachineConfig;
+use super::clock::monotonic_ns;
+use super::config::MachineConfig;
+use crate::failure::Failure;
 
 /// Name of the VMM's program; it lies beside ours unless `CORACLE_VMM` says otherwise.
 const PROGRAM: &str = "coracle-vmm";

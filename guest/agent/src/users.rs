@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who a process runs as: `user[:group]` of an image's configuration, looked up in the image's own `passwd(5)` and
+//! `group(5)`, as Docker does.
+
+use alloc::vec::Vec;
+
+/// What a process's credentials are made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// User id.
+    pub user: u32,
+    /// Group id.
+    pub group: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Home directory.
+    pub home: Vec<u8>,
+}
+
+/// Why there is no such user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// The name is not in `/etc/passwd`.
+    User,
+    /// The name is not in `/etc/group`.
+    Group,
+}
+
+/// Looks `wanted` up; empty is root. A number need not be in the files.
+///
+/// # Errors
+/// [`Unknown`].
+pub fn find(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Identity, Unknown> {
+    let (user, named_group) = match wanted.iter().position(|byte| *byte == b':') {
+        Some(at) => (&wanted[..at], Some(&wanted[at + 1..])),
+        None => (wanted, None),
+    };
+    let user = if user.is_empty() { b"0" } else { user };
+    let number = parse(user);
+    let entry =
+        records(passwd).find(|entry| entry.first() == Some(&user) || number.is_some() && field(entry, 2) == number);
+    let mut identity = match (&entry, number) {
+        (Some(entry), _) => Identity {
+            user: field(entry, 2).ok_or(Unknown::User)?,
+            group: field(entry, 3).unwrap_or(0),
+            groups: Vec::new(),
+            home: entry.get(5).copied().unwrap_or_default().to_vec(),
+        },
+        (None, Some(user)) => Identity { user, ..Identity::default() },
+        (None, None) => return Err(Unknown::User),
+    };
+    if let Some(named) = named_group.filter(|name| !name.is_empty()) {
+        let listed = records(group).find(|entry| entry.first() == Some(&named)).and_then(|entry| field(&entry, 2));
+        identity.group = listed.or_else(|| parse(named)).ok_or(Unknown::Group)?;
+    } else if let Some(name) = entry.as_ref().and_then(|entry| entry.first()) {
+        let member_of = |entry: &Vec<&[u8]>| {
+            entry.get(3).is_some_and(|members| members.split(|byte| *byte == b',').any(|member| member == *name))
+        };
+        identity.groups = records(group).filter(member_of).filter_map(|entry| field(&entry, 2)).collect();
+    }
+    if identity.home.is_empty() {
+        identity.home = b"/".to_vec();
+    }
+    Ok(identity)
+}
+
+fn records(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+    file.split(|byte| *byte == b'\n').map(|line| line.split(|byte| *byte == b':').collect())
+}
+
+fn field(entry: &[&[u8]], number: usize) -> Option<u32> {
+    parse(entry.get(number)?)
+}
+
+fn parse(text: &[u8]) -> Option<u32> {
+    core::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    const PASSWD: &[u8] = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:w:/var/www:/bin/false\nbroken:x:many\n";
+    const GROUP: &[u8] = b"root:x:0:\nwww:x:34:\nlog:x:40:other,web\nssl:x:41:web\n";
+
+    #[test]
+    fn users_are_found_as_docker_finds_them() {
+        let who = |wanted: &str| find(wanted.as_bytes(), PASSWD, GROUP);
+        let web = Identity { user: 33, group: 34, groups: vec![40, 41], home: b"/var/www".to_vec() };
+        assert_eq!(who("web"), Ok(web.clone()));
+        assert_eq!(who("33"), Ok(web.clone()));
+        assert_eq!(who("web:ssl"), Ok(Identity { group: 41, groups: vec![], ..web.clone() }));
+        assert_eq!(who("web:7"), Ok(Identity { group: 7, groups: vec![], ..web }));
+        assert_eq!(who("").unwrap(), Identity { home: b"/root".to_vec(), ..Identity::default() });
+        assert_eq!(who("1000").unwrap(), Identity { user: 1000, home: b"/".to_vec(), ..Identity::default() });
+        assert_eq!(who("nobody"), Err(Unknown::User));
+        assert_eq!(who("broken"), Err(Unknown::User));
+        assert_eq!(who("web:nogroup"), Err(Unknown::Group));
+        assert_eq!(find(b"0", b"", b"").unwrap().home, b"/");
+    }
+}
