@@ -51,18 +51,18 @@ fn main_path_output_errors_and_status_are_the_programs() {
 #[test]
 fn a_program_finds_what_an_oci_runtime_promises() {
     let script = "echo $$; id -u; hostname; pwd; echo $A-$B; cat /proc/1/comm; echo to-stdout > /dev/stdout; \
-                  head -c 3 /dev/zero | wc -c; touch /written && ls /written; grep CapBnd /proc/self/status; \
+                  head -c 3 /dev/zero | wc -c; touch /written && ls /written; ping -c 1 127.0.0.1 | grep -c 1.packets.received; grep CapBnd /proc/self/status; \
                   test -c /dev/null && test -w /dev/null && : > /dev/null && ls /dev/vda";
     let words =
         ["--hostname", "box", "-w", "/some/where", "-e", "A=1", "-e", "B", "--entrypoint", "sh", "IMAGE", "-c", script];
     let home = Home::new();
     let (status, stdout, stderr) = common::run(home.command(&words).env("B", "passed on"));
     let lines: Vec<&str> = stdout.lines().collect();
-    let expected = ["1", "0", "box", "/some/where", "1-passed on", "sh", "to-stdout", "3", "/written"];
-    assert_eq!(lines.get(..9), Some(&expected[..]), "{stdout}\n{stderr}");
+    let expected = ["1", "0", "box", "/some/where", "1-passed on", "sh", "to-stdout", "3", "/written", "1"];
+    assert_eq!(lines.get(..10), Some(&expected[..]), "{stdout}\n{stderr}");
     // Docker's default set, and no disk of the host's in sight.
-    assert_eq!(lines.get(9).and_then(|line| line.split_whitespace().last()), Some("00000000a80425fb"), "{stdout}");
-    assert_eq!((status, lines.len()), (Some(1), 10), "{stdout}\n{stderr}");
+    assert_eq!(lines.get(10).and_then(|line| line.split_whitespace().last()), Some("00000000a80425fb"), "{stdout}");
+    assert_eq!((status, lines.len()), (Some(1), 11), "{stdout}\n{stderr}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! PID 1 of a Coracle guest.
 //!
-//! Until the agent is ready it makes six system calls and allocates nothing: the time a guest takes to start is made of
+//! Until the agent is ready it makes nine system calls and allocates nothing: the time a guest takes to start is made of
 //! what its kernel executes. Mounting, reaping, and the console come later, when something needs them.
 //!
 //! The program is in `freestanding/`; what is here also runs, and is tested, on the host.
@@ -41,6 +41,7 @@ pub use sys::say;
 /// Runs the guest, from the first instruction of user space to the end of the machine.
 pub fn init<'a>(environment: impl Iterator<Item = &'a CStr>) -> ! {
     assert!(rustix::process::getpid().is_init(), "this is PID 1 of a guest: boot a kernel with it as /init");
+    sys::occupy_standard_streams();
     let ports = IoPorts::open(io_ports::DEV_PORT);
     ports.write(BOOT_TIMER_PORT, BOOT_STAGE_INIT);
     let listener = vsock::listen(AGENT_PORT);

@@ -87,14 +87,19 @@ fn read_table() -> Option<String> {
     String::from_utf8(read_file(c"/proc/self/mounts")?).ok()
 }
 
-/// All of a file, if it can be read.
+/// Longest file that is read.
+const MAX_FILE: usize = 1 << 20;
+
+/// All of a file, if it can be read; not one without end, and not a FIFO that nobody writes to.
 pub fn read_file(path: &CStr) -> Option<Vec<u8>> {
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
     let mut content = Vec::new();
     let mut chunk = [0; 1024];
     loop {
         match rustix::io::read(&file, &mut chunk) {
             Ok(0) => return Some(content),
+            Ok(_) if content.len() > MAX_FILE => return None,
             Ok(count) => content.extend_from_slice(chunk.get(..count)?),
             Err(Errno::INTR) => {}
             Err(_) => return None,

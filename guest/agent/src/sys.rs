@@ -5,9 +5,11 @@ use core::arch::asm;
 use core::ffi::{CStr, c_char};
 
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
 
+const IOCTL: usize = 16;
 const CLONE: usize = 56;
 const FORK: usize = 57;
 const EXECVE: usize = 59;
@@ -139,6 +141,34 @@ pub fn uptime_ms() -> u64 {
     let _ = unsafe { call(CLOCK_GETTIME, CLOCK_BOOTTIME, (&raw mut time).addr(), 0, 0) };
     let [seconds, nanoseconds] = time;
     seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
+}
+
+/// Without a console the kernel leaves descriptors 0 to 2 free, and the first that is opened would be taken for standard
+/// error: they get something that cannot be read or written.
+pub fn occupy_standard_streams() {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    while let Ok(fd) = rustix::fs::open(c"/", flags, Mode::empty()) {
+        if fd.as_raw_fd() > 2 {
+            break;
+        }
+        core::mem::forget(fd);
+    }
+}
+
+/// Switches a network interface on (`netdevice(7)`, SIOCSIFFLAGS), through any socket of the Internet's families.
+pub fn raise_interface(socket: &OwnedFd, name: &[u8]) -> Result<()> {
+    const SIOCSIFFLAGS: usize = 0x8914;
+    const IFF_UP: u8 = 1;
+    // A `struct ifreq`: 16 bytes of name with its NUL, then the flags.
+    let mut request = [0u8; 40];
+    if name.len() > 15 {
+        return Err(Errno::INVAL);
+    }
+    request.iter_mut().zip(name).for_each(|(place, byte)| *place = *byte);
+    request[16] = IFF_UP;
+    let fd = usize::try_from(socket.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    // SAFETY: `request` is as long as the kernel reads, and valid for the call.
+    unsafe { call(IOCTL, fd, SIOCSIFFLAGS, (&raw const request).addr(), 0) }.map(drop)
 }
 
 /// Writes to the console. It may be absent, and then there is nobody to tell.

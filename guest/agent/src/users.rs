@@ -73,7 +73,8 @@ fn field(entry: &[&[u8]], number: usize) -> Option<u32> {
 }
 
 fn parse(text: &[u8]) -> Option<u32> {
-    core::str::from_utf8(text).ok()?.parse().ok()
+    // The last number means "no change" to the kernel.
+    core::str::from_utf8(text).ok()?.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 #[cfg(test)]
@@ -96,6 +97,7 @@ mod tests {
         assert_eq!(who("1000").unwrap(), Identity { user: 1000, home: b"/".to_vec(), ..Identity::default() });
         assert_eq!(who("nobody"), Err(Unknown::User));
         assert_eq!(who("broken"), Err(Unknown::User));
+        assert_eq!(who("4294967295"), Err(Unknown::User));
         assert_eq!(who("web:nogroup"), Err(Unknown::Group));
         assert_eq!(find(b"0", b"", b"").unwrap().home, b"/");
     }

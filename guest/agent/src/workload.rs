@@ -12,6 +12,7 @@ use coracle_protocol::{ErrorCode, MAX_TEXT, Start};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, Result};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
@@ -61,6 +62,8 @@ pub fn start(start: &Start) -> core::result::Result<Workload, Refusal> {
     };
     mounts::prepare().map_err(|error| failed("mounting what the agent needs")(error.error))?;
     rootfs::assemble(start.root.as_str()).map_err(failed("mounting the image"))?;
+    // A kernel without a network has no loopback either, and then nobody expects one.
+    let _ = raise_loopback();
     let mut streams = Vec::with_capacity(3);
     let (input, its_input) =
         pipe_with(PipeFlags::CLOEXEC).map(|(read, write)| (write, read)).map_err(failed("pipe"))?;
@@ -90,6 +93,12 @@ pub fn start(start: &Start) -> core::result::Result<Workload, Refusal> {
             }
         }
     }
+}
+
+/// Programs reach their own servers at 127.0.0.1 and ::1.
+fn raise_loopback() -> Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    sys::raise_interface(&socket, b"lo")
 }
 
 /// Between the pipe's end that stays here and a connection to the host; neither blocks.
