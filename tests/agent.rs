@@ -4,7 +4,6 @@
 mod common;
 
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
 use common::{Guest, PATIENCE, cache, eventually, kernel};
 use coracle_protocol::{AGENT_PORT, Channel, Message, Ping, Shutdown, ShutdownMode, connect_hybrid_vsock};
@@ -56,8 +55,9 @@ fn the_agent_reboots() {
     assert_eq!(guest.wait().0.code(), Some(100));
 }
 
+// Not of the main path: on PVM it now and then stands still at a `sleep`, for a reason that is not known yet.
 #[test]
-fn main_path_the_console_has_a_shell_with_job_control() {
+fn the_console_has_a_shell_with_job_control() {
     const PROMPT: &str = "guest:/# ";
     let (mut guest, folder) = boot("guest/console.cpio");
     guest.wait_for(PROMPT);
@@ -71,9 +71,9 @@ fn main_path_the_console_has_a_shell_with_job_control() {
     let between = guest.wait_for(PROMPT);
     assert!(!between.contains("missing"), "{between}");
     // Only in the foreground of a controlling terminal does ^C reach a program.
-    guest.type_in("echo sleep''ing; sleep 1000; echo status: $?\n");
+    // Who says so is in the foreground already: a ^C between the shell's fork and that is nobody's.
+    guest.type_in("sh -c 'echo sleep\"\"ing; exec sleep 1000'; echo status: $?\n");
     guest.wait_for("sleeping");
-    std::thread::sleep(Duration::from_secs(3));
     guest.type_in("\x03\n");
     guest.wait_for("^C");
     guest.wait_for(PROMPT);
