@@ -55,7 +55,7 @@ fn the_agent_reboots() {
     assert_eq!(guest.wait().0.code(), Some(100));
 }
 
-// Not of the main path: on PVM it now and then stands still at a `sleep`, for a reason that is not known yet.
+// Not of the main path: on PVM a process that the shell forks now and then faults, for a reason that is not known yet.
 #[test]
 fn the_console_has_a_shell_with_job_control() {
     const PROMPT: &str = "guest:/# ";
