@@ -27,3 +27,10 @@ pub fn readable(signals: &[i32]) -> io::Result<OwnedFd> {
     // SAFETY: `fd` was just returned by the kernel and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// The number of the next signal that has come through `signals`, if one has.
+pub fn take(signals: &OwnedFd) -> Option<u32> {
+    let mut information = [0; size_of::<libc::signalfd_siginfo>()];
+    let count = rustix::io::read(signals, &mut information).ok()?;
+    information.first_chunk().filter(|_| count == information.len()).map(|bytes| u32::from_ne_bytes(*bytes))
+}

@@ -101,9 +101,8 @@ impl MicroVm {
     /// # Errors
     /// [`NotRun`]: it was not started, or its VM has gone.
     pub fn run(mut self, spec: &ProcessSpec, with_stdin: bool) -> Result<Ended, NotRun> {
-        let listeners = [STDIN_PORT, STDOUT_PORT, STDERR_PORT].map(|port| self.listen(port));
-        let [stdin, stdout, stderr] = listeners;
-        let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
+        let (stdin, stdout) = (self.listen(STDIN_PORT)?, self.listen(STDOUT_PORT)?);
+        let stderr = self.listen(STDERR_PORT)?;
         match self.agent.call(&Message::Start(start(spec, with_stdin))) {
             Ok(Message::Started) => {}
             Ok(_) => return Err(self.gone("it answered something else").into()),
@@ -134,7 +133,7 @@ impl MicroVm {
 
     fn stop(&mut self) {
         // One that has gone already needs no stopping.
-        let _ = ask_to_stop(&self.vmm.control).and_then(|()| self.vmm.wait());
+        let _ = Request::Stop.send(&self.vmm.control).and_then(|()| self.vmm.wait());
     }
 
     /// A socket on which the guest reaches `port` of the host.
@@ -145,10 +144,9 @@ impl MicroVm {
 
     /// The agent has connected by the time it says `Started`.
     fn accept(&self, listener: &UnixListener) -> Result<UnixStream, Failure> {
+        // One that has not is not waited for.
         listener.set_nonblocking(true).map_err(|error| self.gone(error))?;
-        let (stream, _) = listener.accept().map_err(|error| self.gone(error))?;
-        stream.set_nonblocking(false).map_err(|error| self.gone(error))?;
-        Ok(stream)
+        Ok(listener.accept().map_err(|error| self.gone(error))?.0)
     }
 
     /// The VM has failed: what its VMM says counts more than what was seen of it here.
@@ -187,23 +185,16 @@ impl Interrupt {
         let control = vmm.control.try_clone().map_err(|error| Failure::new("cannot follow the VMM", error, LOOK))?;
         let (signals, number) = (Arc::clone(&self.signals), Arc::clone(&self.number));
         thread::spawn(move || {
-            let mut information = [0; 128];
             while poll(&mut [PollFd::new(&*signals, PollFlags::IN)], None).is_ok() {
-                // A `signalfd_siginfo` starts with the signal's number.
-                if let (Ok(1..), [signal, ..]) = (rustix::io::read(&*signals, &mut information), information) {
+                if let Some(signal) = signals::take(&signals).and_then(|signal| u8::try_from(signal).ok()) {
                     number.store(signal, Ordering::SeqCst);
-                    let _ = ask_to_stop(&control);
+                    // A VMM that has gone needs no stopping.
+                    let _ = Request::Stop.send(&control);
                 }
             }
         });
         Ok(())
     }
-}
-
-fn ask_to_stop(mut control: &UnixStream) -> io::Result<()> {
-    let mut line = serde_json::to_vec(&Request::Stop)?;
-    line.push(b'\n');
-    control.write_all(&line)
 }
 
 const LOOK: &str = "`coracle boot` with the same kernel and `guest/console.cpio`, to see what the guest says";

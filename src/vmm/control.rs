@@ -70,6 +70,18 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Sends it to a VMM, which answers on the same socket.
+    ///
+    /// # Errors
+    /// The socket's: the VMM has gone.
+    pub fn send(&self, mut vmm: &UnixStream) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        vmm.write_all(&line)
+    }
+}
+
 /// The answer to a [`Request`], in the order of the requests.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

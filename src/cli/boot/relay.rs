@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::terminal;
 use coracle::failure::Failure;
+use coracle::signals;
 use coracle::vmm::control::{Event, Request};
 use coracle::vmm::devices::exit::GuestEnd;
 use coracle::vmm::process::Vmm;
@@ -197,10 +198,8 @@ impl Relay<'_> {
     }
 
     fn signal(&mut self, signals: &OwnedFd) {
-        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
-        let Ok(count) = rustix::io::read(signals, &mut info) else { return };
-        let number = info.first_chunk().filter(|_| count == info.len()).map(|bytes| u32::from_ne_bytes(*bytes));
-        if number == Some(libc::SIGWINCH.unsigned_abs()) {
+        let Some(number) = signals::take(signals) else { return };
+        if number == libc::SIGWINCH.unsigned_abs() {
             self.send_size();
             return;
         }
@@ -230,11 +229,8 @@ impl Relay<'_> {
     }
 
     fn request(&self, request: &Request) {
-        if let Ok(mut line) = serde_json::to_vec(request) {
-            line.push(b'\n');
-            // A VMM that has gone tells by its last event.
-            let _ = (&self.vmm.control).write_all(&line);
-        }
+        // A VMM that has gone tells by its last event.
+        let _ = request.send(&self.vmm.control);
     }
 
     /// Takes the events that have come; the last one is the ending.
