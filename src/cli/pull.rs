@@ -8,7 +8,7 @@ use clap::Args;
 use coracle::failure::Failure;
 use coracle::image::{Platform, PullOptions, Reference, Source};
 
-use super::pull_progress::{ProgressKind, PullProgress};
+use super::pull_progress::ProgressArgs;
 use super::registry_access::AccessArgs;
 use super::store;
 
@@ -34,12 +34,8 @@ pub struct PullArgs {
     /// The image for this platform: OS/ARCHITECTURE[/VARIANT]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// Say nothing but the image's name
-    #[arg(short, long)]
-    quiet: bool,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    progress: ProgressKind,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     access: AccessArgs,
 }
@@ -52,16 +48,16 @@ pub fn run(args: &PullArgs) -> anyhow::Result<ExitCode> {
     let what = format!("cannot pull image {}", args.image);
     let platform = args.platform.clone().unwrap_or_else(Platform::native);
     if let Some(source) = Source::parse(&args.image) {
-        let image = store::open(&what)?.import(&source, &platform).map_err(Failure::from)?.image;
-        store::open(&what)?.rootfs(&image).map_err(Failure::from)?;
+        let store = store::open(&what)?;
+        let image = store.import(&source, &platform).map_err(Failure::from)?.image;
+        store.rootfs(&image).map_err(Failure::from)?;
         writeln!(io::stdout(), "{}", image.id)?;
         return Ok(ExitCode::SUCCESS);
     }
     let reference: Reference = args.image.parse().map_err(store::explain(&what))?;
     let store = store::open(&what)?;
-    let options =
-        PullOptions { platform: args.platform.clone().unwrap_or_else(Platform::native), access: args.access.access() };
-    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { args.progress });
+    let options = PullOptions { platform, access: args.access.access() };
+    let progress = args.progress.start();
     let result = store.pull(&reference, &options, &progress);
     progress.finish();
     // What makes it bootable is done now, and not when someone waits for it to run.

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use coracle::image::{Digest, LayerState, Progress, Reference};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -20,6 +20,24 @@ pub enum ProgressKind {
     Plain,
     /// Nothing
     None,
+}
+
+/// Words of the commands whose work it is to pull or push.
+#[derive(Debug, Args)]
+pub struct ProgressArgs {
+    /// Say nothing but the image's name
+    #[arg(short, long)]
+    quiet: bool,
+    /// How to show what is going on
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    progress: ProgressKind,
+}
+
+impl ProgressArgs {
+    /// What shows it.
+    pub fn start(&self) -> PullProgress {
+        PullProgress::new(if self.quiet { ProgressKind::None } else { self.progress })
+    }
 }
 
 /// Shows how a pull or push goes, in Docker's words.

@@ -8,7 +8,7 @@ use clap::Args;
 use coracle::failure::Failure;
 use coracle::image::{Problem, Reference};
 
-use super::pull_progress::{ProgressKind, PullProgress};
+use super::pull_progress::ProgressArgs;
 use super::registry_access::AccessArgs;
 use super::store;
 
@@ -17,12 +17,8 @@ use super::store;
 pub struct PushArgs {
     /// NAME[:TAG]; `coracle tag` gives an image the name that it is to have there
     image: String,
-    /// Say nothing but the image's name
-    #[arg(short, long)]
-    quiet: bool,
-    /// How to show what is going on
-    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
-    progress: ProgressKind,
+    #[command(flatten)]
+    progress: ProgressArgs,
     #[command(flatten)]
     access: AccessArgs,
 }
@@ -37,7 +33,7 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
     let store = store::open(&what)?;
     let image = store.resolve(&reference).map_err(store::explain(&what))?;
     let image = image.ok_or(Problem::NotHere).map_err(store::explain(&what))?;
-    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { args.progress });
+    let progress = args.progress.start();
     let pushed = store.push(&image, &reference, &args.access.access(), &progress);
     progress.finish();
     writeln!(io::stdout(), "{}@{}", reference.name(), pushed.map_err(Failure::from)?)?;
