@@ -11,7 +11,6 @@ use rustix::process::{Pid, Signal};
 
 const IOCTL: usize = 16;
 const CLONE: usize = 56;
-const FORK: usize = 57;
 const EXECVE: usize = 59;
 const KILL: usize = 62;
 const RT_SIGPROCMASK: usize = 14;
@@ -55,16 +54,14 @@ pub enum Fork {
 /// # Safety
 /// Until it calls [`exec`] or [`exit`], the child does nothing but system calls.
 pub unsafe fn fork() -> Result<Fork> {
-    // SAFETY: fork(2) takes no arguments.
-    let id = unsafe { call(FORK, 0, 0, 0, 0) }?;
-    Ok(match i32::try_from(id).ok().and_then(Pid::from_raw) {
-        Some(pid) => Fork::Parent(pid),
-        None => Fork::Child,
-    })
+    // SAFETY: the promise is the caller's.
+    unsafe { clone(0) }
 }
 
-/// `CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID`, and SIGCHLD at the end.
-const CONTAINER: usize = 0x2_0000 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x2000_0000 | 17;
+/// `CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID`.
+const CONTAINER: usize = 0x2_0000 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x2000_0000;
+/// What the parent gets at the child's end.
+const SIGCHLD: usize = 17;
 
 /// Duplicates the process into mount, cgroup, UTS, IPC and PID namespaces of its own: the child is PID 1 of its own,
 /// and whatever it starts ends with it.
@@ -72,8 +69,18 @@ const CONTAINER: usize = 0x2_0000 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x200
 /// # Safety
 /// As for [`fork`]; allocating is allowed too where this process has but one thread.
 pub unsafe fn fork_into_namespaces() -> Result<Fork> {
-    // SAFETY: without CLONE_VM and with a stack of 0, clone(2) is fork(2) with namespaces.
-    let id = unsafe { call(CLONE, CONTAINER, 0, 0, 0) }?;
+    // SAFETY: the promise is the caller's.
+    unsafe { clone(CONTAINER) }
+}
+
+/// Both of the above.
+///
+/// # Safety
+/// As for [`fork`].
+unsafe fn clone(namespaces: usize) -> Result<Fork> {
+    // SAFETY: without CLONE_VM and with a stack of 0, clone(2) is fork(2), in new namespaces; what the child does is
+    // the caller's promise.
+    let id = unsafe { call(CLONE, namespaces | SIGCHLD, 0, 0, 0) }?;
     Ok(match i32::try_from(id).ok().and_then(Pid::from_raw) {
         Some(pid) => Fork::Parent(pid),
         None => Fork::Child,
