@@ -7,4 +7,5 @@ pub mod image;
 pub mod logging;
 pub mod sandbox;
 pub mod signals;
+pub mod supervisor;
 pub mod vmm;
