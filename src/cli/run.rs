@@ -7,8 +7,7 @@ use anyhow::Context;
 use clap::Args;
 use coracle::failure::Failure;
 use coracle::image::{Platform, PullOptions, PullPolicy};
-use coracle::sandbox::microvm::NotRun;
-use coracle::sandbox::{Interrupt, MicroVm, Overrides, ProcessSpec, Shape};
+use coracle::sandbox::{Interrupt, MicroVm, NotRun, Overrides, ProcessSpec, Shape};
 
 use super::boot::memory_mib;
 use super::pull_progress::{ProgressKind, PullProgress};
@@ -101,7 +100,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::new().context("cannot catch signals")?;
     let vm = MicroVm::boot(&rootfs, Shape { cpus: args.cpus, memory_mib: args.memory }, &interrupt);
     drop(held);
-    let outcome = vm.map_err(NotRun::from).and_then(|vm| vm.run(&spec, args.interactive));
+    let outcome = vm.map_err(NotRun::from).and_then(|vm| vm.run(&spec, args.interactive, &interrupt));
     match outcome {
         Ok(ended) => Ok(ExitCode::from(ended.status())),
         // Whoever sent it knows what became of the container.

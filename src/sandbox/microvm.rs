@@ -4,24 +4,22 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Ended, ErrorCode, Message, Start, Streams, Text, connect_hybrid_vsock,
-};
+use coracle_protocol::{Container, Ended, Process, Text};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::ProcessSpec;
+use super::agent::{Agent, Handle, NotRun, ProcessStart, Running};
+use super::{ProcessSpec, capabilities};
 use crate::cache;
-use crate::failure::{EXIT_FAILURE, Failure};
+use crate::failure::Failure;
 use crate::signals;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
@@ -31,15 +29,6 @@ use crate::vmm::stages::Stage;
 
 /// How long a guest may take to start. Emulated ones need ten seconds.
 const START: Duration = Duration::from_secs(120);
-/// How long an agent may take for one step, such as mounting the image and starting a program.
-const STEP: Duration = Duration::from_secs(120);
-/// vsock ports, on the host's side, of a process's streams.
-const STDIN_PORT: u32 = 2000;
-const STDOUT_PORT: u32 = 2001;
-const STDERR_PORT: u32 = 2002;
-/// Exit statuses of the shell, and Docker, for a program that cannot be executed and for one that is not there.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 
 /// What the VM has.
 #[derive(Clone, Copy, Debug)]
@@ -54,24 +43,10 @@ pub struct Shape {
 pub struct MicroVm {
     vmm: Vmm,
     events: Receiver<Event>,
-    agent: Channel<UnixStream>,
+    /// The VMM's socket, through which the agent is reached.
+    vsock: PathBuf,
     /// Holds the sockets; removed with this.
-    folder: TempDir,
-}
-
-/// Why a process did not run, and the exit status that tells it.
-#[derive(Debug)]
-pub struct NotRun {
-    /// For people.
-    pub failure: Failure,
-    /// 125, 126 or 127.
-    pub status: u8,
-}
-
-impl From<Failure> for NotRun {
-    fn from(failure: Failure) -> Self {
-        Self { failure, status: EXIT_FAILURE }
-    }
+    _folder: TempDir,
 }
 
 impl MicroVm {
@@ -89,41 +64,35 @@ impl MicroVm {
         interrupt.stops(&vmm)?;
         let events = follow(&vmm)?;
         wait_for_agent(&events)?;
-        let connected = connect_hybrid_vsock(&vsock, AGENT_PORT, STEP);
-        let stream = connected.map_err(|error| Failure::new("cannot reach the agent in the guest", error, LOOK))?;
-        let agent = Channel::open(stream, concat!("coracle ", env!("CARGO_PKG_VERSION")));
-        let agent = agent.map_err(|error| Failure::new("cannot talk to the agent in the guest", error, LOOK))?;
-        Ok(Self { vmm, events, agent, folder })
+        Ok(Self { vmm, events, vsock, _folder: folder })
+    }
+
+    /// Starts a container's first process, or another one in the container that runs.
+    ///
+    /// # Errors
+    /// [`NotRun`]: it was not started, or the VM has gone.
+    pub fn start(&self, start: ProcessStart) -> Result<Running, NotRun> {
+        let agent = Agent::connect(&self.vsock).map_err(|failure| self.explain(failure))?;
+        agent.start(start).map_err(|NotRun { failure, status }| NotRun { failure: self.explain(failure), status })
     }
 
     /// Runs a process to its end, its streams being ours. Standard input is passed on only `with_stdin`.
     ///
     /// # Errors
     /// [`NotRun`]: it was not started, or its VM has gone.
-    pub fn run(mut self, spec: &ProcessSpec, with_stdin: bool) -> Result<Ended, NotRun> {
-        let (stdin, stdout) = (self.listen(STDIN_PORT)?, self.listen(STDOUT_PORT)?);
-        let stderr = self.listen(STDERR_PORT)?;
-        match self.agent.call(&Message::Start(start(spec, with_stdin))) {
-            Ok(Message::Started) => {}
-            Ok(_) => return Err(self.gone("it answered something else").into()),
-            Err(CallError::Refused(refused)) => return Err(not_started(spec, &refused)),
-            Err(error) => return Err(self.gone(error).into()),
-        }
-        if with_stdin {
-            let stream = self.accept(&stdin)?;
+    pub fn run(mut self, spec: &ProcessSpec, with_stdin: bool, interrupt: &Interrupt) -> Result<Ended, NotRun> {
+        let mut running = self.start(start(spec, with_stdin))?;
+        interrupt.goes_to(running.handle.clone());
+        if let Some(stream) = running.stdin.take() {
             thread::spawn(move || pass_on_input(stream));
         }
-        let output = copy(self.accept(&stdout)?, io::stdout());
-        let errors = copy(self.accept(&stderr)?, io::stderr());
-        let limit = self.agent.stream().set_read_timeout(None);
-        limit.map_err(|error| self.gone(error))?;
-        let ended = match self.agent.next_of_last() {
-            Ok(Message::Ended(ended)) => ended,
-            Ok(_) => return Err(self.gone("it said something else than the end of the process").into()),
-            Err(error) => return Err(self.gone(error).into()),
-        };
+        let clone = |stream: &UnixStream| stream.try_clone().map_err(failed);
+        let output = copy(clone(&running.stdout)?, io::stdout());
+        let errors = running.stderr.as_ref().map(|stream| Ok::<_, Failure>(copy(clone(stream)?, io::stderr())));
+        let errors = errors.transpose()?;
+        let ended = running.wait().map_err(|failure| self.explain(failure))?;
         // The last bytes are still on their way.
-        for copying in [output, errors] {
+        for copying in [Some(output), errors].into_iter().flatten() {
             // One that panicked has said so itself.
             let _ = copying.join();
         }
@@ -136,58 +105,58 @@ impl MicroVm {
         let _ = Request::Stop.send(&self.vmm.control).and_then(|()| self.vmm.wait());
     }
 
-    /// A socket on which the guest reaches `port` of the host.
-    fn listen(&self, port: u32) -> Result<UnixListener, Failure> {
-        UnixListener::bind(self.folder.path().join(format!("vsock_{port}")))
-            .map_err(|error| Failure::new("cannot make a socket for the container's streams", error, "look at $TMPDIR"))
-    }
-
-    /// The agent has connected by the time it says `Started`.
-    fn accept(&self, listener: &UnixListener) -> Result<UnixStream, Failure> {
-        // One that has not is not waited for.
-        listener.set_nonblocking(true).map_err(|error| self.gone(error))?;
-        Ok(listener.accept().map_err(|error| self.gone(error))?.0)
-    }
-
-    /// The VM has failed: what its VMM says counts more than what was seen of it here.
-    fn gone(&self, seen: impl std::fmt::Display) -> Failure {
-        self.events
-            .recv_timeout(Duration::from_secs(1))
-            .ok()
-            .and_then(|event| ending(&event))
-            .unwrap_or_else(|| Failure::new("the container's microVM has failed", seen, LOOK))
+    /// Where the VM has failed: what its VMM says counts more than what was seen of it here.
+    fn explain(&self, seen: Failure) -> Failure {
+        let events = std::iter::from_fn(|| self.events.recv_timeout(Duration::from_millis(500)).ok());
+        events.filter_map(|event| ending(&event)).next().unwrap_or(seen)
     }
 }
 
-/// The user's Ctrl-C, or another signal that ends.
+/// The user's Ctrl-C, and other signals that ask for an end: the first is the container's, the next one ends the VM.
 #[derive(Debug)]
 pub struct Interrupt {
     signals: Arc<OwnedFd>,
-    number: Arc<AtomicU8>,
+    state: Arc<Mutex<Interrupted>>,
+}
+
+#[derive(Debug, Default)]
+struct Interrupted {
+    /// Who hears the first one.
+    process: Option<Handle>,
+    /// The one that ended the VM.
+    ended_by: Option<u8>,
 }
 
 impl Interrupt {
-    /// Takes SIGINT, SIGTERM and SIGHUP from here on. Call it before threads are started.
+    /// Takes SIGINT, SIGTERM, SIGHUP and SIGQUIT from here on. Call it before threads are started.
     ///
     /// # Errors
     /// No descriptor is left.
     pub fn new() -> io::Result<Self> {
-        let signals = signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
-        Ok(Self { signals: Arc::new(signals), number: Arc::default() })
+        let signals = signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT])?;
+        Ok(Self { signals: Arc::new(signals), state: Arc::default() })
     }
 
-    /// The signal that came, if one did.
+    /// The signal that ended the VM, if one did.
     pub fn signal(&self) -> Option<u8> {
-        Some(self.number.load(Ordering::SeqCst)).filter(|number| *number != 0)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended_by
+    }
+
+    fn goes_to(&self, process: Handle) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).process = Some(process);
     }
 
     fn stops(&self, vmm: &Vmm) -> Result<(), Failure> {
-        let control = vmm.control.try_clone().map_err(|error| Failure::new("cannot follow the VMM", error, LOOK))?;
-        let (signals, number) = (Arc::clone(&self.signals), Arc::clone(&self.number));
+        let control = vmm.control.try_clone().map_err(failed)?;
+        let (signals, state) = (Arc::clone(&self.signals), Arc::clone(&self.state));
         thread::spawn(move || {
             while poll(&mut [PollFd::new(&*signals, PollFlags::IN)], None).is_ok() {
-                if let Some(signal) = signals::take(&signals).and_then(|signal| u8::try_from(signal).ok()) {
-                    number.store(signal, Ordering::SeqCst);
+                let Some(signal) = signals::take(&signals).and_then(|signal| u8::try_from(signal).ok()) else {
+                    continue;
+                };
+                let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+                if state.process.take().is_none_or(|process| process.signal(signal).is_err()) {
+                    state.ended_by = Some(signal);
                     // A VMM that has gone needs no stopping.
                     let _ = Request::Stop.send(&control);
                 }
@@ -223,7 +192,7 @@ fn config(rootfs: &Path, shape: Shape, vsock: &Path) -> Result<MachineConfig, Fa
 
 /// Passes the VMM's events on, so that the guest's end is known whenever it comes.
 fn follow(vmm: &Vmm) -> Result<Receiver<Event>, Failure> {
-    let control = vmm.control.try_clone().map_err(|error| Failure::new("cannot follow the VMM", error, LOOK))?;
+    let control = vmm.control.try_clone().map_err(failed)?;
     let (sender, events) = channel();
     thread::spawn(move || {
         for line in BufReader::new(control).lines().map_while(Result::ok) {
@@ -273,28 +242,22 @@ fn ending(event: &Event) -> Option<Failure> {
     ))
 }
 
-fn start(spec: &ProcessSpec, with_stdin: bool) -> Start {
+fn failed(error: io::Error) -> Failure {
+    Failure::new("cannot follow the VMM", error, LOOK)
+}
+
+fn start(spec: &ProcessSpec, stdin: bool) -> ProcessStart {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    Start {
-        root: Text::new("/dev/vda"),
-        hostname: Text::new(&spec.hostname),
+    let container = Container { root: Text::new("/dev/vda"), hostname: Text::new(&spec.hostname) };
+    let process = Process {
         arguments: bytes(&spec.arguments),
         environment: bytes(&spec.environment),
         directory: spec.directory.clone().into_bytes(),
         user: spec.user.clone().into_bytes(),
-        streams: Streams { stdin: with_stdin.then_some(STDIN_PORT), stdout: STDOUT_PORT, stderr: STDERR_PORT },
-    }
-}
-
-fn not_started(spec: &ProcessSpec, refused: &coracle_protocol::Failure) -> NotRun {
-    let program = spec.arguments.first().map(String::as_str).unwrap_or_default();
-    let what = format!("cannot run `{program}` in the container");
-    let (status, advice) = match refused.code {
-        ErrorCode::NOT_FOUND => (NOT_FOUND, "another command, or the program's full path"),
-        ErrorCode::NOT_EXECUTABLE => (NOT_EXECUTABLE, "a file with the execute bit, for this architecture"),
-        _ => (EXIT_FAILURE, "other flags; `coracle inspect IMAGE` shows what the image asks for"),
+        capabilities: capabilities::DEFAULT,
+        ..Process::default()
     };
-    NotRun { failure: Failure::new(what, refused.message.as_str(), advice), status }
+    ProcessStart { container: Some(container), process, stdin }
 }
 
 /// Standard input, to its end, which the process then sees too.
@@ -310,10 +273,11 @@ fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count @ 1..) = from.read(&mut buffer) {
             let Some(bytes) = buffer.get(..count) else { break };
-            // Nobody reads what we write: the process in the container hears of it.
             if to.write_all(bytes).and_then(|()| to.flush()).is_err() {
                 break;
             }
         }
+        // Nobody reads what we write: the process in the container hears of it.
+        let _ = from.shutdown(Shutdown::Both);
     })
 }
