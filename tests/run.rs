@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -125,17 +125,42 @@ fn a_reader_that_stops_stops_the_program_and_all_of_much_output_comes() {
     assert_eq!(status.code(), Some(1));
 }
 
-#[test]
-fn a_signal_ends_it_and_leaves_nothing() {
-    let home = Home::new();
-    let mut child =
-        home.command(&["IMAGE", "sh", "-c", "echo here; sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = [0; 5];
-    child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
-    let started = std::time::Instant::now();
+/// Sends SIGTERM to `coracle run`.
+fn terminate(child: &std::process::Child) {
     // SAFETY: the process is our child and has not been waited for.
     assert_eq!(unsafe { libc::kill(child.id().try_into().unwrap(), libc::SIGTERM) }, 0);
+}
+
+#[test]
+fn the_first_signal_is_the_program_s_and_the_next_one_ends_it_all() {
+    let home = Home::new();
+    let script = "trap 'echo heard' TERM; echo here; while :; do sleep 0.1; done";
+    let mut child = home.command(&["IMAGE", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(output.next().unwrap().unwrap(), "here");
+    terminate(&child);
+    assert_eq!(output.next().unwrap().unwrap(), "heard");
+    let started = std::time::Instant::now();
+    terminate(&child);
     assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
     assert!(started.elapsed() < PATIENCE && started.elapsed() < Duration::from_secs(60));
+    assert_eq!(home.left(), 0);
+}
+
+#[test]
+fn a_signal_before_there_is_a_program_ends_it() {
+    let home = Home::new();
+    let mut child = home.command(&["IMAGE", "sleep", "1000"]).spawn().unwrap();
+    eventually("the VM starts", || (home.left() != 0).then_some(()));
+    terminate(&child);
+    // One that came too late is the program's, which does not hear it.
+    let status = eventually("the end", || {
+        thread::sleep(Duration::from_secs(1));
+        child.try_wait().unwrap().or_else(|| {
+            terminate(&child);
+            None
+        })
+    });
+    assert_eq!(status.code(), Some(128 + libc::SIGTERM));
     assert_eq!(home.left(), 0);
 }

@@ -18,7 +18,7 @@ use crate::streams::Stream;
 use crate::{console, mounts, signals, sys, workload};
 
 /// Connections served at once.
-const MAX_CONNECTIONS: usize = 8;
+const MAX_CONNECTIONS: usize = 64;
 /// How long the host has to close its connection after the answer to `Shutdown`.
 const FAREWELL_MS: u64 = 100;
 /// How long processes have to end by themselves once the console's shell has ended.
@@ -32,6 +32,8 @@ pub struct Agent {
     signals: Option<Signals>,
     shell: Option<Pid>,
     streams: Vec<Stream>,
+    /// PID 1 of the container.
+    container: Option<Pid>,
 }
 
 /// What `poll(2)` found.
@@ -48,7 +50,7 @@ impl Agent {
     /// An agent that serves connections to `listener`, which does not block.
     #[must_use]
     pub fn new(listener: Option<OwnedFd>) -> Self {
-        Self { listener, connections: Vec::new(), signals: None, shell: None, streams: Vec::new() }
+        Self { listener, connections: Vec::new(), signals: None, shell: None, streams: Vec::new(), container: None }
     }
 
     /// Starts to reap and to obey signals, which is to be done before the first fork. Repeating it is free.
@@ -140,6 +142,8 @@ impl Agent {
         let ended = signals::reap();
         for &(pid, status) in &ended {
             self.connections.iter_mut().for_each(|connection| connection.ended(pid, status));
+            self.streams.retain_mut(|stream| stream.outlives(pid));
+            self.container = self.container.filter(|container| *container != pid);
         }
         let shell_ended = self.shell.is_some_and(|shell| ended.iter().any(|&(pid, _)| pid == shell));
         if shell_ended {
@@ -151,7 +155,7 @@ impl Agent {
     fn serve(&mut self, ready: &[bool]) -> Option<Shutdown> {
         let mut end = None;
         let mut ready = ready.iter();
-        let (signals, streams) = (&mut self.signals, &mut self.streams);
+        let (signals, streams, container) = (&mut self.signals, &mut self.streams, &mut self.container);
         self.connections.retain_mut(|connection| {
             if end.is_some() || !ready.next().is_some_and(|&ready| ready) {
                 return true;
@@ -167,9 +171,12 @@ impl Agent {
                     };
                     let mut outcome = watched
                         .map_err(|error| (ErrorCode::FAILED, format!("watching processes: {error}")))
-                        .and_then(|()| workload::start(&start));
-                    connection.started(id, &outcome);
+                        .and_then(|()| workload::start(&start, *container));
+                    connection.started(id, &mut outcome);
                     if let Ok(workload) = &mut outcome {
+                        if start.container.is_some() {
+                            *container = Some(workload.pid);
+                        }
                         streams.append(&mut workload.streams);
                     }
                     true

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection from the host.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -14,7 +15,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{Pid, WaitStatus};
 
 use crate::workload::{Refusal, Workload};
-use crate::{facts, mounts};
+use crate::{facts, mounts, sys, terminal};
 
 /// Bytes read at once. Also bounds what waits to be sent: nothing is read while something does.
 const CHUNK: usize = 2048;
@@ -29,7 +30,7 @@ pub enum Outcome {
     /// To end the machine.
     End(Shutdown),
     /// To start a process, for the request with this id.
-    Start(u32, Start),
+    Start(u32, Box<Start>),
 }
 
 /// One connection from the host.
@@ -40,8 +41,16 @@ pub struct Connection {
     unsent: Vec<u8>,
     greeted: bool,
     closing: bool,
-    /// Processes that this connection is told the end of, by the id of the request.
-    started: Vec<(Pid, u32)>,
+    /// Processes that this connection is told the end of.
+    started: Vec<Started>,
+}
+
+#[derive(Debug)]
+struct Started {
+    /// Of the request.
+    id: u32,
+    pid: Pid,
+    terminal: Option<OwnedFd>,
 }
 
 impl Connection {
@@ -158,7 +167,15 @@ impl Connection {
                 self.say(id, &Message::Ack);
                 return Outcome::End(shutdown);
             }
-            Ok(Message::Start(start)) => return Outcome::Start(id, start),
+            Ok(Message::Start(start)) => return Outcome::Start(id, Box::new(start)),
+            Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {
+                sys::kill(process.pid, signal.signal);
+                Ok(())
+            }),
+            Ok(Message::Resize(resize)) => self.on_process(id, resize.process, |process| match &process.terminal {
+                Some(terminal) => terminal::resize(terminal, resize.size),
+                None => Err(Errno::NOTTY),
+            }),
             Ok(Message::Ready(_) | Message::Ack | Message::Started | Message::Ended(_)) => {
                 self.say_error(id, ErrorCode::OUT_OF_PLACE, "only an agent sends this message");
             }
@@ -166,11 +183,19 @@ impl Connection {
         Outcome::Continue
     }
 
+    fn on_process(&mut self, id: u32, wanted: u32, action: impl FnOnce(&Started) -> Result<(), Errno>) {
+        match self.started.iter().find(|process| process.id == wanted).map(action) {
+            Some(Ok(())) => self.say(id, &Message::Ack),
+            Some(Err(error)) => self.say_error(id, ErrorCode::FAILED, &format!("{error}")),
+            None => self.say_error(id, ErrorCode::NO_PROCESS, "no such process was started here, or it has ended"),
+        }
+    }
+
     /// Answers the `Start` with this id.
-    pub fn started(&mut self, id: u32, outcome: &Result<Workload, Refusal>) {
+    pub fn started(&mut self, id: u32, outcome: &mut Result<Workload, Refusal>) {
         match outcome {
             Ok(workload) => {
-                self.started.push((workload.pid, id));
+                self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal.take() });
                 self.say(id, &Message::Started);
             }
             Err((code, text)) => self.say_error(id, *code, text),
@@ -181,8 +206,8 @@ impl Connection {
 
     /// Tells the end of a process, if it was started from here.
     pub fn ended(&mut self, pid: Pid, status: WaitStatus) {
-        let Some(at) = self.started.iter().position(|(started, _)| *started == pid) else { return };
-        let (_, id) = self.started.swap_remove(at);
+        let Some(at) = self.started.iter().position(|process| process.pid == pid) else { return };
+        let Started { id, .. } = self.started.swap_remove(at);
         let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
         let ended = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Ended::Exited(number(code)),

@@ -16,6 +16,7 @@ const KILL: usize = 62;
 const RT_SIGPROCMASK: usize = 14;
 const CLOCK_GETTIME: usize = 228;
 const EXIT_GROUP: usize = 231;
+const PRLIMIT64: usize = 302;
 const SIGNALFD4: usize = 289;
 
 const CLOCK_BOOTTIME: usize = 7;
@@ -111,6 +112,20 @@ pub fn exit(status: u8) -> ! {
 
 fn signal_number(signal: Signal) -> usize {
     usize::try_from(signal.as_raw()).unwrap_or(0)
+}
+
+/// Sends the signal with this number to a process that the agent has not reaped yet.
+pub fn kill(pid: Pid, signal: u8) {
+    let Ok(id) = usize::try_from(pid.as_raw_nonzero().get()) else { return };
+    // SAFETY: kill(2) takes two numbers. It fails only where there is no such signal, which nobody can hear then.
+    let _ = unsafe { call(KILL, id, signal.into(), 0, 0) };
+}
+
+/// Sets a limit of this process by its number (`prlimit(2)`).
+pub fn limit_resource(resource: u8, soft: u64, hard: u64) -> Result<()> {
+    let limits = [soft, hard];
+    // SAFETY: `limits` has the layout of `struct rlimit64` and is valid for the call; no old limits are asked for.
+    unsafe { call(PRLIMIT64, 0, resource.into(), (&raw const limits).addr(), 0) }.map(drop)
 }
 
 /// Sends `signal` to every process but PID 1.

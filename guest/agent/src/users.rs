@@ -18,19 +18,21 @@ pub struct Identity {
 }
 
 /// Why there is no such user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// The name is not in `/etc/passwd`.
     User,
-    /// The name is not in `/etc/group`.
+    /// The name of its group is not in `/etc/group`.
     Group,
+    /// This name of another group is not in `/etc/group`.
+    More(Vec<u8>),
 }
 
-/// Looks `wanted` up; empty is root. A number need not be in the files.
+/// Looks `wanted` up, and `more` groups; empty is root. A number need not be in the files.
 ///
 /// # Errors
 /// [`Unknown`].
-pub fn find(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Identity, Unknown> {
+pub fn find(wanted: &[u8], more: &[Vec<u8>], passwd: &[u8], group: &[u8]) -> Result<Identity, Unknown> {
     let (user, named_group) = match wanted.iter().position(|byte| *byte == b':') {
         Some(at) => (&wanted[..at], Some(&wanted[at + 1..])),
         None => (wanted, None),
@@ -50,18 +52,28 @@ pub fn find(wanted: &[u8], passwd: &[u8], group: &[u8]) -> Result<Identity, Unkn
         (None, None) => return Err(Unknown::User),
     };
     if let Some(named) = named_group.filter(|name| !name.is_empty()) {
-        let listed = records(group).find(|entry| entry.first() == Some(&named)).and_then(|entry| field(&entry, 2));
-        identity.group = listed.or_else(|| parse(named)).ok_or(Unknown::Group)?;
+        identity.group = find_group(named, group).ok_or(Unknown::Group)?;
     } else if let Some(name) = entry.as_ref().and_then(|entry| entry.first()) {
         let member_of = |entry: &Vec<&[u8]>| {
             entry.get(3).is_some_and(|members| members.split(|byte| *byte == b',').any(|member| member == *name))
         };
         identity.groups = records(group).filter(member_of).filter_map(|entry| field(&entry, 2)).collect();
     }
+    for name in more {
+        let id = find_group(name, group).ok_or_else(|| Unknown::More(name.clone()))?;
+        if !identity.groups.contains(&id) {
+            identity.groups.push(id);
+        }
+    }
     if identity.home.is_empty() {
         identity.home = b"/".to_vec();
     }
     Ok(identity)
+}
+
+fn find_group(name: &[u8], group: &[u8]) -> Option<u32> {
+    let listed = records(group).find(|entry| entry.first() == Some(&name)).and_then(|entry| field(&entry, 2));
+    listed.or_else(|| parse(name))
 }
 
 fn records(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
@@ -87,7 +99,7 @@ mod tests {
 
     #[test]
     fn users_are_found_as_docker_finds_them() {
-        let who = |wanted: &str| find(wanted.as_bytes(), PASSWD, GROUP);
+        let who = |wanted: &str| find(wanted.as_bytes(), &[], PASSWD, GROUP);
         let web = Identity { user: 33, group: 34, groups: vec![40, 41], home: b"/var/www".to_vec() };
         assert_eq!(who("web"), Ok(web.clone()));
         assert_eq!(who("33"), Ok(web.clone()));
@@ -99,6 +111,12 @@ mod tests {
         assert_eq!(who("broken"), Err(Unknown::User));
         assert_eq!(who("4294967295"), Err(Unknown::User));
         assert_eq!(who("web:nogroup"), Err(Unknown::Group));
-        assert_eq!(find(b"0", b"", b"").unwrap().home, b"/");
+        assert_eq!(find(b"0", &[], b"", b"").unwrap().home, b"/");
+        let more = |names: &[&str]| {
+            let names: Vec<Vec<u8>> = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            find(b"web", &names, PASSWD, GROUP).map(|who| who.groups)
+        };
+        assert_eq!(more(&["www", "log", "5"]), Ok(vec![40, 41, 34, 5]));
+        assert_eq!(more(&["none"]), Err(Unknown::More(b"none".to_vec())));
     }
 }

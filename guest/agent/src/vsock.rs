@@ -9,7 +9,7 @@ use rustix::net::{
 };
 
 /// Connections that may wait to be accepted.
-const BACKLOG: i32 = 8;
+const BACKLOG: i32 = 64;
 /// Any context id: that of this guest, also after a snapshot is restored under another one.
 const VMADDR_CID_ANY: u32 = u32::MAX;
 

@@ -285,7 +285,7 @@ fn garbage_ends_its_own_connection_only() {
 
 fn connections_are_limited() {
     let guest = Guest::start();
-    let mut channels: Vec<_> = (0..8).map(|_| guest.open()).collect();
+    let mut channels: Vec<_> = (0..64).map(|_| guest.open()).collect();
     match Channel::open(guest.connect(), "one too many") {
         Err(CallError::Refused(failure)) => {
             assert_eq!(failure.code, ErrorCode::TOO_MANY_CONNECTIONS)

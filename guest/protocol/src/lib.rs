@@ -35,6 +35,7 @@
 
 extern crate alloc;
 
+mod container;
 mod frame;
 #[cfg(feature = "std")]
 mod hybrid_vsock;
@@ -46,6 +47,7 @@ mod stream;
 mod text;
 mod version;
 
+pub use container::Container;
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, MAGIC, MAX_PAYLOAD};
 #[cfg(feature = "std")]
 pub use hybrid_vsock::connect as connect_hybrid_vsock;
@@ -53,7 +55,7 @@ pub use message::{
     BootFacts, ErrorCode, Failure, Hello, Message, MessageError, MessageType, Ping, Ready, Shutdown, ShutdownMode,
 };
 pub use ports::*;
-pub use process::{Ended, Start, Streams};
+pub use process::{Ended, Process, Resize, ResourceLimit, Signal, Start, Streams, WindowSize};
 #[cfg(feature = "std")]
 pub use stream::{CallError, Channel, ReadError, read_frame, write_frame};
 pub use text::{MAX_TEXT, Text};

@@ -6,7 +6,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ended, Frame, FrameError, Start, Text, Versions};
+use crate::{Ended, Frame, FrameError, Resize, Signal, Start, Text, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -27,6 +27,8 @@ pub enum MessageType {
     Start = 0x20,
     Started = 0x21,
     Ended = 0x22,
+    Signal = 0x23,
+    Resize = 0x24,
 }
 
 /// A message.
@@ -53,8 +55,12 @@ pub enum Message {
     Start(Start),
     /// The program of the `Start` with this id runs.
     Started,
-    /// The process of the `Start` with this id has ended, and with it all that it had started.
+    /// The process of the `Start` with this id has ended, and with a container's first one all of the container.
     Ended(Ended),
+    /// Host: send a signal. Answered by `Ack`.
+    Signal(Signal),
+    /// Host: change the size of a terminal. Answered by `Ack`.
+    Resize(Resize),
 }
 
 /// Who speaks, and which versions.
@@ -143,6 +149,8 @@ impl ErrorCode {
     pub const NOT_FOUND: Self = Self(7);
     /// The program cannot be executed.
     pub const NOT_EXECUTABLE: Self = Self(8);
+    /// The process, or the container, that the request is about is not there (any more).
+    pub const NO_PROCESS: Self = Self(9);
 }
 
 /// Why a frame is not a message of this version.
@@ -207,6 +215,8 @@ impl Message {
             Self::Start(_) => MessageType::Start,
             Self::Started => MessageType::Started,
             Self::Ended(_) => MessageType::Ended,
+            Self::Signal(_) => MessageType::Signal,
+            Self::Resize(_) => MessageType::Resize,
         }
     }
 
@@ -223,6 +233,8 @@ impl Message {
             Self::Shutdown(body) => encode(body),
             Self::Start(body) => encode(body),
             Self::Ended(body) => encode(body),
+            Self::Signal(body) => encode(body),
+            Self::Resize(body) => encode(body),
             Self::Ack | Self::Prepare | Self::Started => Ok(Vec::new()),
         }?;
         Ok(Frame { message_type: self.message_type() as u8, flags: 0, id, payload })
@@ -257,6 +269,8 @@ impl Message {
             t if t == MessageType::Start as u8 => Self::Start(decode(frame)?),
             t if t == MessageType::Started as u8 => Self::Started,
             t if t == MessageType::Ended as u8 => Self::Ended(decode(frame)?),
+            t if t == MessageType::Signal as u8 => Self::Signal(decode(frame)?),
+            t if t == MessageType::Resize as u8 => Self::Resize(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

@@ -1,22 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Running a container's process in the guest.
+//! Running a container's processes in the guest.
 
 use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::Container;
 
 /// A process to start, as the host has put it together from image and flags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// The container to make, whose first process this is; `None` for another process in the one that runs.
+    pub container: Option<Container>,
+    /// What to run.
+    pub process: Process,
+    /// Where the agent connects to for each stream.
+    pub streams: Streams,
+}
+
+/// What to run, as whom, with which rights.
 ///
 /// Names and words are bytes: neither Linux nor the OCI's configuration promises UTF-8 for what comes from a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
-    /// The block device with the image's EROFS file system. It is mounted once; its files are the lower layer of the
-    /// root that every process of the guest shares.
-    pub root: Text,
-    /// Name of the machine as the process sees it.
-    pub hostname: Text,
+pub struct Process {
     /// The program and its arguments; the program is looked for in the environment's `PATH`.
     pub arguments: Vec<Vec<u8>>,
     /// `NAME=value`. `HOME` is added from the image's `/etc/passwd` where it is missing.
@@ -25,8 +31,37 @@ pub struct Start {
     pub directory: Vec<u8>,
     /// `user[:group]`, names or numbers, looked up in the image; empty for root.
     pub user: Vec<u8>,
-    /// Where the agent connects to for each stream, on the host's side of the vsock.
-    pub streams: Streams,
+    /// More groups of the user's, names or numbers, looked up in the image.
+    pub groups: Vec<Vec<u8>>,
+    /// The capabilities that this process, and what it starts, can ever have: bit *n* is number *n* of
+    /// `linux/capability.h`. Root has all of them from the start, another user none.
+    pub capabilities: u64,
+    /// Whether programs with set-user-ID bits, or capabilities of their own, start without these (`prctl(2)`).
+    pub no_new_privileges: bool,
+    /// Limits that are not those of the agent.
+    pub limits: Vec<ResourceLimit>,
+    /// The size of the terminal that the process has for its streams; `None` where these are pipes.
+    pub terminal: Option<WindowSize>,
+}
+
+/// One resource limit (`getrlimit(2)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    /// `RLIMIT_…` of `asm-generic/resource.h`.
+    pub resource: u8,
+    /// The limit in force; the highest number is none at all.
+    pub soft: u64,
+    /// Up to where the process may raise it.
+    pub hard: u64,
+}
+
+/// Size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
 }
 
 /// vsock ports on the host; the agent connects to each before it answers with `Started`. One connection a stream: the
@@ -37,8 +72,26 @@ pub struct Streams {
     pub stdin: Option<u32>,
     /// What it writes.
     pub stdout: u32,
-    /// What it writes of errors.
-    pub stderr: u32,
+    /// What it writes of errors; `None` for the same as `stdout`, as it always is with a terminal.
+    pub stderr: Option<u32>,
+}
+
+/// A signal for a process that was started on the same connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal {
+    /// Id of its `Start`.
+    pub process: u32,
+    /// Number of the signal. The first process of a container hears only those that it handles, SIGKILL and SIGSTOP.
+    pub signal: u8,
+}
+
+/// A new size for the terminal of a process that was started on the same connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// Id of its `Start`.
+    pub process: u32,
+    /// The size.
+    pub size: WindowSize,
 }
 
 /// How a process ended.

@@ -180,12 +180,11 @@ impl<S: Read + Write> Channel<S> {
         answer(&mut self.stream, id)
     }
 
-    /// Waits for another message about the last request, such as the end of a process that was started.
-    ///
-    /// # Errors
-    /// As for [`call`](Self::call).
-    pub fn next_of_last(&mut self) -> Result<Message, CallError> {
-        answer(&mut self.stream, self.next_id.wrapping_sub(1))
+    /// The stream, and the id of the last request, for what is still to come of it, such as the end of a process.
+    #[must_use]
+    pub fn into_parts(self) -> (S, u32) {
+        // Ids wrap from the highest to 1.
+        (self.stream, self.next_id.checked_sub(1).filter(|id| *id != 0).unwrap_or(u32::MAX))
     }
 }
 

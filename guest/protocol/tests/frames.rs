@@ -4,9 +4,9 @@
 use std::io::{self, Read};
 
 use coracle_protocol::{
-    BootFacts, Decoder, Ended, ErrorCode, Failure, Frame, FrameError, HEADER_LEN, Hello, MAGIC, MAX_PAYLOAD, Message,
-    MessageError, Ping, ReadError, Ready, Shutdown, ShutdownMode, Start, Streams, Text, Versions, read_frame,
-    write_frame,
+    BootFacts, Container, Decoder, Ended, ErrorCode, Failure, Frame, FrameError, HEADER_LEN, Hello, MAGIC, MAX_PAYLOAD,
+    Message, MessageError, Ping, Process, ReadError, Ready, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal,
+    Start, Streams, Text, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
@@ -37,25 +37,55 @@ fn message() -> impl Strategy<Value = Message> {
         } else {
             Ended::Exited(n)
         })),
+        any::<(u32, u8)>().prop_map(|(process, signal)| Message::Signal(Signal { process, signal })),
+        any::<(u32, u16, u16)>().prop_map(|(process, rows, columns)| Message::Resize(Resize {
+            process,
+            size: WindowSize { rows, columns },
+        })),
     ]
 }
 
-fn start() -> impl Strategy<Value = Start> {
-    let bytes = || prop::collection::vec(any::<u8>(), 0..20);
-    let words = || prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..4);
-    let streams =
-        any::<(Option<u32>, u32, u32)>().prop_map(|(stdin, stdout, stderr)| Streams { stdin, stdout, stderr });
-    (text(), text(), words(), words(), bytes(), bytes(), streams).prop_map(
-        |(root, hostname, arguments, environment, directory, user, streams)| Start {
-            root,
-            hostname,
-            arguments,
-            environment,
-            directory,
-            user,
-            streams,
-        },
-    )
+fn words() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    prop::collection::vec(bytes(), 0..4)
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..20)
+}
+
+fn container() -> impl Strategy<Value = Container> {
+    (text(), text()).prop_map(|(root, hostname)| Container { root, hostname })
+}
+
+prop_compose! {
+    fn limit()((resource, soft, hard) in any::<(u8, u64, u64)>()) -> ResourceLimit {
+        ResourceLimit { resource, soft, hard }
+    }
+}
+
+prop_compose! {
+    fn process()(
+        (arguments, environment, groups) in (words(), words(), words()),
+        (directory, user) in (bytes(), bytes()),
+        (capabilities, no_new_privileges) in any::<(u64, bool)>(),
+        limits in prop::collection::vec(limit(), 0..3),
+        size in any::<Option<(u16, u16)>>(),
+    ) -> Process {
+        let terminal = size.map(|(rows, columns)| WindowSize { rows, columns });
+        Process {
+            arguments, environment, directory, user, groups, capabilities, no_new_privileges, limits, terminal,
+        }
+    }
+}
+
+prop_compose! {
+    fn start()(
+        container in prop::option::of(container()),
+        process in process(),
+        (stdin, stdout, stderr) in any::<(Option<u32>, u32, Option<u32>)>(),
+    ) -> Start {
+        Start { container, process, streams: Streams { stdin, stdout, stderr } }
+    }
 }
 
 /// A reader that counts what is taken and gives at most `step` bytes at a time.
@@ -114,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn any_payload_is_survived(message_type in 0u8..0x24, flags: u16, payload in prop::collection::vec(any::<u8>(), 0..256)) {
+    fn any_payload_is_survived(message_type in 0u8..0x30, flags: u16, payload in prop::collection::vec(any::<u8>(), 0..256)) {
         let frame = Frame { message_type, flags, id: 1, payload };
         match Message::from_frame(&frame) {
             Ok(message) => {
@@ -124,7 +154,7 @@ proptest! {
                 let again = message.to_frame(1).unwrap();
                 prop_assert_eq!(Message::from_frame(&again).unwrap(), message);
             }
-            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !matches!(message_type, 0x01..=0x06 | 0x10..=0x11 | 0x20..=0x22)),
+            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !matches!(message_type, 0x01..=0x06 | 0x10..=0x11 | 0x20..=0x24)),
             Err(MessageError::Malformed { .. }) => prop_assert!(!frame.payload.is_empty() || ![0x05, 0x10, 0x21].contains(&message_type)),
         }
     }

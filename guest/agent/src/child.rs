@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a child of the agent does on its way to its program.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use coracle_protocol::{ErrorCode, Process, Start};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::fchown;
+use rustix::io::Errno;
+use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
+use rustix::thread::{ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
+
+use crate::users::{self, Identity, Unknown};
+use crate::workload::Refusal;
+use crate::{credentials, news, program, rootfs, sys, terminal};
+
+/// What the agent has made for its child.
+pub struct Its<'a> {
+    /// PID 1 of the container to enter; `None` for one that this child is to make.
+    pub container: Option<OwnedFd>,
+    /// Its standard streams; `None` for a terminal.
+    pub pipes: Option<[OwnedFd; 3]>,
+    /// Where to say what becomes of it.
+    pub news: &'a OwnedFd,
+}
+
+/// Everything up to `exec`; returns only what went wrong.
+pub fn run(start: &Start, its: Its<'_>) -> Refusal {
+    match prepare(start, its) {
+        Ok(environment) => program::execute(&start.process.arguments, &environment),
+        Err(refusal) => refusal,
+    }
+}
+
+fn failed(what: &'static str) -> impl Fn(Errno) -> Refusal {
+    move |error| (ErrorCode::FAILED, format!("cannot {what}: {error}"))
+}
+
+fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
+    let process = &start.process;
+    sys::block_signals(0);
+    rustix::process::setsid().map_err(failed("start a session"))?;
+    enter(start, its.container)?;
+    let ends = match its.pipes {
+        Some(pipes) => Vec::from(pipes),
+        None => Vec::from([open_terminal(process, its.news).map_err(failed("open a terminal"))?]),
+    };
+    take_streams(&ends).map_err(failed("set up its streams"))?;
+    let who = identify(process)?;
+    if who.user != 0 {
+        // Its owner may open /dev/stdout. A stream that cannot be given away stays root's.
+        let _ = ends.iter().try_for_each(|end| fchown(end, Some(Uid::from_raw(who.user)), None));
+    }
+    credentials::limit(&process.limits).map_err(failed("set resource limits"))?;
+    rootfs::change_directory(&process.directory).map_err(|error| {
+        let directory = String::from_utf8_lossy(&process.directory);
+        (ErrorCode::FAILED, format!("cannot enter directory `{directory}`: {error}"))
+    })?;
+    credentials::take(&who, process.capabilities, process.no_new_privileges)
+        .map_err(failed("take on the user's credentials"))?;
+    let mut environment = process.environment.clone();
+    if !environment.iter().any(|entry| entry.starts_with(b"HOME=")) {
+        environment.push([b"HOME=", who.home.as_slice()].concat());
+    }
+    Ok(environment)
+}
+
+/// Into the root and the namespaces that the process lives in.
+fn enter(start: &Start, running: Option<OwnedFd>) -> Result<(), Refusal> {
+    if let Some(container) = &start.container {
+        rootfs::enter().map_err(|(what, error)| {
+            (ErrorCode::FAILED, format!("cannot set up the root at {}: {error}", what.to_string_lossy()))
+        })?;
+        rustix::system::sethostname(container.hostname.as_str().as_bytes()).map_err(failed("set the host name"))?;
+    }
+    if let Some(running) = running {
+        let all = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        move_into_thread_name_spaces(running.as_fd(), all).map_err(failed("enter the container"))?;
+    }
+    Ok(())
+}
+
+fn open_terminal(process: &Process, news: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let (ours, its) = terminal::open(process.terminal.unwrap_or_default())?;
+    news::hand_over(news, &ours)?;
+    Ok(its)
+}
+
+/// Standard input, output and errors, or one for all.
+fn take_streams(ends: &[OwnedFd]) -> Result<(), Errno> {
+    let (Some(first), Some(last)) = (ends.first(), ends.last()) else { return Err(Errno::BADF) };
+    dup2_stdin(first).and_then(|()| dup2_stdout(ends.get(1).unwrap_or(first))).and_then(|()| dup2_stderr(last))
+}
+
+fn identify(process: &Process) -> Result<Identity, Refusal> {
+    let user = || String::from_utf8_lossy(&process.user);
+    let (passwd, group) = (rootfs::read(c"/etc/passwd"), rootfs::read(c"/etc/group"));
+    users::find(&process.user, &process.groups, &passwd, &group).map_err(|unknown| match unknown {
+        Unknown::User => (ErrorCode::FAILED, format!("user `{}` is not in the image's /etc/passwd", user())),
+        Unknown::Group => (ErrorCode::FAILED, format!("the group of `{}` is not in the image's /etc/group", user())),
+        Unknown::More(name) => {
+            let name = String::from_utf8_lossy(&name).into_owned();
+            (ErrorCode::FAILED, format!("group `{name}` is not in the image's /etc/group"))
+        }
+    })
+}

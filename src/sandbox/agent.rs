@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The agent in a guest, as the host speaks to it: processes are started, and then heard of.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use coracle_protocol::{
+    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, Resize, Signal, Start, Streams,
+    WindowSize, connect_hybrid_vsock, read_frame, write_frame,
+};
+
+use crate::failure::{EXIT_FAILURE, Failure};
+
+/// How long an agent may take for one step, such as mounting the image and starting a program.
+const STEP: Duration = Duration::from_secs(120);
+/// How long an agent may take to read what it is told meanwhile.
+const TOLD: Duration = Duration::from_secs(5);
+/// Messages beyond the answers to ours that an agent may send before the one that is waited for.
+const MAX_PASSED_OVER: u32 = 64;
+/// Ports below are for what is agreed upon, such as the agent's own.
+const FIRST_PORT: u32 = 1 << 16;
+/// How many ports are tried before one is found that is free.
+const PORTS_TRIED: u32 = 64;
+/// Exit statuses of the shell, and Docker, for a program that cannot be executed and for one that is not there.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+const LOOK: &str = "`coracle boot` with the same kernel and `guest/console.cpio`, to see what the guest says";
+
+/// One connection to an agent.
+#[derive(Debug)]
+pub struct Agent {
+    channel: Channel<UnixStream>,
+    /// The VMM's socket.
+    vsock: PathBuf,
+}
+
+/// What to start.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessStart {
+    /// The container to make for it; `None` for a process in the one that runs.
+    pub container: Option<Container>,
+    /// The process.
+    pub process: Process,
+    /// Whether it has something to read.
+    pub stdin: bool,
+}
+
+/// Why a process did not run, and the exit status that tells it.
+#[derive(Debug)]
+pub struct NotRun {
+    /// For people.
+    pub failure: Failure,
+    /// 125, 126 or 127.
+    pub status: u8,
+}
+
+impl From<Failure> for NotRun {
+    fn from(failure: Failure) -> Self {
+        Self { failure, status: EXIT_FAILURE }
+    }
+}
+
+/// A process that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// What it reads; to close it, or to shut it down for writing, is the end of its input.
+    pub stdin: Option<UnixStream>,
+    /// What it writes, to the end. With a terminal that is all.
+    pub stdout: UnixStream,
+    /// What it writes of errors.
+    pub stderr: Option<UnixStream>,
+    /// For telling it things.
+    pub handle: Handle,
+    reader: UnixStream,
+}
+
+/// A way to tell a running process things, from any thread.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Teller>);
+
+#[derive(Debug)]
+struct Teller {
+    stream: Mutex<UnixStream>,
+    /// Id of its `Start`.
+    process: u32,
+    /// Requests since.
+    told: AtomicU32,
+}
+
+impl Agent {
+    /// Connects through the socket of a VMM, on which any process may.
+    ///
+    /// # Errors
+    /// Nobody listens, or the other side is no agent of this release.
+    pub fn connect(vsock: &Path) -> Result<Self, Failure> {
+        let connected = connect_hybrid_vsock(vsock, AGENT_PORT, STEP);
+        let stream = connected.map_err(|error| Failure::new("cannot reach the agent in the guest", error, LOOK))?;
+        let channel = Channel::open(stream, concat!("coracle ", env!("CARGO_PKG_VERSION")));
+        let channel = channel.map_err(|error| Failure::new("cannot talk to the agent in the guest", error, LOOK))?;
+        Ok(Self { channel, vsock: vsock.to_owned() })
+    }
+
+    /// Starts a process, and gives its streams once its program runs.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn start(mut self, start: ProcessStart) -> Result<Running, NotRun> {
+        let stdin = start.stdin.then(|| Port::bind(&self.vsock)).transpose()?;
+        let stdout = Port::bind(&self.vsock)?;
+        let stderr = start.process.terminal.is_none().then(|| Port::bind(&self.vsock)).transpose()?;
+        let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
+        let streams = Streams { stdin: number(&stdin), stdout: stdout.number, stderr: number(&stderr) };
+        let program = start.process.arguments.first().cloned().unwrap_or_default();
+        let request = Message::Start(Start { container: start.container, process: start.process, streams });
+        match self.channel.call(&request) {
+            Ok(Message::Started) => {}
+            Ok(_) => return Err(lost("it answered something else").into()),
+            Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
+            Err(error) => return Err(lost(error).into()),
+        }
+        let (stream, process) = self.channel.into_parts();
+        let prepared = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(Some(TOLD)));
+        let teller = prepared.and_then(|()| stream.try_clone()).map_err(lost)?;
+        Ok(Running {
+            stdin: stdin.map(Port::accept).transpose()?,
+            stdout: stdout.accept()?,
+            stderr: stderr.map(Port::accept).transpose()?,
+            handle: Handle(Arc::new(Teller { stream: Mutex::new(teller), process, told: AtomicU32::new(0) })),
+            reader: stream,
+        })
+    }
+}
+
+impl Running {
+    /// Waits for its end. What it has written is complete once its streams have been read to their end, which then is
+    /// near even where it has left others running that have them too.
+    ///
+    /// # Errors
+    /// The agent, or the whole guest, has gone.
+    pub fn wait(&mut self) -> Result<Ended, Failure> {
+        let mut passed_over = 0;
+        loop {
+            let frame = read_frame(&mut self.reader).map_err(lost)?.ok_or_else(|| lost("it closed the connection"))?;
+            let message = Message::from_frame(&frame).map_err(lost)?;
+            match message {
+                Message::Ended(ended) if frame.id == self.handle.0.process => return Ok(ended),
+                Message::Ping(ping) => self.handle.0.send(frame.id, &Message::Pong(ping)).map_err(lost)?,
+                _ => {}
+            }
+            passed_over += 1;
+            if passed_over > MAX_PASSED_OVER + self.handle.0.told.load(Ordering::Relaxed) {
+                return Err(lost("it says much and means nothing: it cannot be trusted"));
+            }
+        }
+    }
+}
+
+impl Handle {
+    /// Sends the signal with this number. One to a process that has just ended is no error.
+    ///
+    /// # Errors
+    /// The agent has gone, or does not listen.
+    pub fn signal(&self, signal: u8) -> Result<(), Failure> {
+        self.tell(&Message::Signal(Signal { process: self.0.process, signal }))
+    }
+
+    /// Says how large its terminal is now, in characters.
+    ///
+    /// # Errors
+    /// The agent has gone, or does not listen.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<(), Failure> {
+        self.tell(&Message::Resize(Resize { process: self.0.process, size: WindowSize { rows, columns } }))
+    }
+
+    /// Asks for something; its answer is passed over by [`Running::wait`].
+    fn tell(&self, message: &Message) -> Result<(), Failure> {
+        let told = self.0.told.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        // Any number but 0 and that of the process, whose end is what is waited for.
+        let id = Some(self.0.process.wrapping_add(told)).filter(|id| *id != 0).unwrap_or(u32::MAX);
+        self.0.send(id, message).map_err(lost)
+    }
+}
+
+impl Teller {
+    fn send(&self, id: u32, message: &Message) -> io::Result<()> {
+        let frame = message.to_frame(id).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        write_frame(&mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner), &frame)
+    }
+}
+
+/// A port of the host's on which a guest's connection is awaited; its name is gone with it.
+struct Port {
+    number: u32,
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Port {
+    /// Takes one that is free: others may be starting processes in this guest too.
+    fn bind(vsock: &Path) -> Result<Self, Failure> {
+        let mut outcome = Ok(());
+        for attempt in 0..PORTS_TRIED {
+            // A random number, since a hasher's keys are.
+            let [a, b, c, d, ..] = RandomState::new().hash_one(attempt).to_ne_bytes();
+            let number = u32::from_ne_bytes([a, b, c, d]) | FIRST_PORT;
+            let mut name = vsock.as_os_str().to_owned();
+            name.push(format!("_{number}"));
+            let path = PathBuf::from(name);
+            match UnixListener::bind(&path) {
+                Ok(listener) => return Ok(Self { number, listener, path }),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => outcome = Err(error),
+                Err(error) => return Err(no_port(error)),
+            }
+        }
+        Err(no_port(outcome.err().unwrap_or_else(|| io::ErrorKind::AddrInUse.into())))
+    }
+
+    /// The agent has connected by the time it says `Started`.
+    fn accept(self) -> Result<UnixStream, Failure> {
+        // One that has not is not waited for.
+        self.listener.set_nonblocking(true).map_err(lost)?;
+        let (stream, _) = self.listener.accept().map_err(lost)?;
+        Ok(stream)
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        // Nothing is to be done about a folder that is gone or no longer ours.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn no_port(error: io::Error) -> Failure {
+    Failure::new("cannot make a socket for the process's streams", error, "look at the folder of the VMM's sockets")
+}
+
+fn lost(seen: impl std::fmt::Display) -> Failure {
+    Failure::new("the agent in the guest has failed", seen, LOOK)
+}
+
+fn not_started(program: &[u8], refused: &coracle_protocol::Failure) -> NotRun {
+    let what = format!("cannot run `{}` in the container", String::from_utf8_lossy(program));
+    let (status, advice) = match refused.code {
+        ErrorCode::NOT_FOUND => (NOT_FOUND, "another command, or the program's full path"),
+        ErrorCode::NOT_EXECUTABLE => (NOT_EXECUTABLE, "a file with the execute bit, for this architecture"),
+        _ => (EXIT_FAILURE, "other flags; `coracle inspect IMAGE` shows what the image asks for"),
+    };
+    NotRun { failure: Failure::new(what, refused.message.as_str(), advice), status }
+}
