@@ -10,7 +10,7 @@ use coracle::supervisor::Connection;
 use coracle::supervisor::wire::Request;
 
 use super::create::ContainerArgs;
-use super::session::{self, Ending, Signals, Wiring};
+use super::session::{self, Signals, Wiring};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -151,7 +151,7 @@ fn write(mut to: impl Write, bytes: &[u8]) -> io::Result<Option<()>> {
 
 fn forward_input(connection: &Connection, leaves: bool) {
     let (mut input, mut buffer) = (io::stdin().lock(), vec![0; 32 << 10]);
-    let mut keys = Vec::new();
+    let mut keys: Vec<u8> = Vec::new();
     loop {
         let bytes = match input.read(&mut buffer) {
             Ok(count @ 1..) => buffer.get(..count).unwrap_or_default(),

@@ -1,28 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A container in a microVM: the image's EROFS disk, the bundled kernel, the agent as PID 1, and vsock between.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
-use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Ended, ErrorCode, Message, Start, Streams, Text, connect_hybrid_vsock,
-};
-use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tempfile::TempDir;
 
-use super::ProcessSpec;
 use crate::cache;
-use crate::failure::{EXIT_FAILURE, Failure};
-use crate::signals;
+use crate::failure::Failure;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
@@ -31,18 +21,8 @@ use crate::vmm::stages::Stage;
 
 /// How long a guest may take to start. Emulated ones need ten seconds.
 const START: Duration = Duration::from_secs(120);
-/// How long an agent may take for one step, such as mounting the image and starting a program.
-const STEP: Duration = Duration::from_secs(120);
-/// vsock ports, on the host's side, of a process's streams.
-const STDIN_PORT: u32 = 2000;
-const STDOUT_PORT: u32 = 2001;
-const STDERR_PORT: u32 = 2002;
-/// Exit statuses of the shell, and Docker, for a program that cannot be executed and for one that is not there.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
-
 /// What the VM has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// vCPUs.
     pub cpus: u32,
@@ -65,21 +45,6 @@ impl Stopper {
     pub fn stop(&self) {
         // A VMM that has gone needs no stopping.
         let _ = Request::Stop.send(&self.0);
-    }
-}
-
-/// Why a process did not run, and the exit status that tells it.
-#[derive(Debug)]
-pub struct NotRun {
-    /// For people.
-    pub failure: Failure,
-    /// 125, 126 or 127.
-    pub status: u8,
-}
-
-impl From<Failure> for NotRun {
-    fn from(failure: Failure) -> Self {
-        Self { failure, status: EXIT_FAILURE }
     }
 }
 

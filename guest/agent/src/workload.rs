@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 
 use coracle_protocol::{ErrorCode, Start, Streams};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -149,7 +149,10 @@ impl Sockets {
         };
         Ok(Self {
             stdin: ports.stdin.map(|port| connect(port, "connecting stdin")).transpose()?,
-            stdout: connect(ports.stdout, "connecting stdout")?,
+            stdout: match ports.stdout {
+                Some(port) => connect(port, "connecting stdout")?,
+                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("/dev/null"))?,
+            },
             stderr: ports.stderr.map(|port| connect(port, "connecting stderr")).transpose()?,
         })
     }

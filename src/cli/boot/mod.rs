@@ -4,7 +4,7 @@
 mod args;
 mod profile;
 mod relay;
-mod terminal;
+pub mod terminal;
 mod timings;
 
 use std::process::ExitCode;
