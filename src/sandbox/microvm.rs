@@ -30,6 +30,9 @@ use crate::vmm::stages::Stage;
 /// How long a guest may take to start. Emulated ones need ten seconds.
 const START: Duration = Duration::from_secs(120);
 
+/// Bytes of `/dev/shm` that a container has with Docker.
+const SHM_SIZE: u64 = 64 << 20;
+
 /// What the VM has.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -248,7 +251,12 @@ fn failed(error: io::Error) -> Failure {
 
 fn start(spec: &ProcessSpec, stdin: bool) -> ProcessStart {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    let container = Container { root: Text::new("/dev/vda"), hostname: Text::new(&spec.hostname) };
+    let container = Container {
+        root: Text::new("/dev/vda"),
+        hostname: Text::new(&spec.hostname),
+        shm_size: SHM_SIZE,
+        ..Container::default()
+    };
     let process = Process {
         arguments: bytes(&spec.arguments),
         environment: bytes(&spec.environment),
