@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, Resize, Signal, Start, Streams,
-    WindowSize, connect_hybrid_vsock, read_frame, write_frame,
+    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Resize, Shutdown,
+    ShutdownMode, Signal, Start, Streams, Usage, WindowSize, connect_hybrid_vsock, read_frame, write_frame,
 };
 
 use crate::failure::{EXIT_FAILURE, Failure};
@@ -120,8 +120,8 @@ impl Agent {
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Message::Start(Start { container: start.container, process: start.process, streams });
-        match self.channel.call(&request) {
+        let request = Start { container: start.container, process: start.process, streams };
+        match self.channel.call(&Message::Start(Box::new(request))) {
             Ok(Message::Started) => {}
             Ok(_) => return Err(lost("it answered something else").into()),
             Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
@@ -136,6 +136,69 @@ impl Agent {
             stderr: stderr.map(Port::accept).transpose()?,
             handle: Handle(Arc::new(Teller { stream: Mutex::new(teller), process, told: AtomicU32::new(0) })),
             reader: stream,
+        })
+    }
+}
+
+impl Agent {
+    /// Stops all processes of the container where they are, or lets them go on.
+    ///
+    /// # Errors
+    /// No container runs, or the agent has gone.
+    pub fn pause(&mut self, paused: bool) -> Result<(), Failure> {
+        let (what, message) = match paused {
+            true => ("cannot pause the container", Message::Pause),
+            false => ("cannot resume the container", Message::Resume),
+        };
+        self.ask(what, &message).map(drop)
+    }
+
+    /// Sends a signal to every process of the container.
+    ///
+    /// # Errors
+    /// No container runs, or the agent has gone.
+    pub fn signal_all(&mut self, signal: u8) -> Result<(), Failure> {
+        self.ask("cannot send a signal", &Message::Signal(Signal { process: 0, signal, all: true })).map(drop)
+    }
+
+    /// What the container uses, as its guest says.
+    ///
+    /// # Errors
+    /// No container runs, or the agent has gone.
+    pub fn usage(&mut self) -> Result<Usage, Failure> {
+        match self.ask("cannot tell what the container uses", &Message::Stats)? {
+            Message::Usage(usage) => Ok(usage),
+            _ => Err(lost("it answered something else")),
+        }
+    }
+
+    /// Which processes the container has, as its guest says.
+    ///
+    /// # Errors
+    /// No container runs, or the agent has gone.
+    pub fn processes(&mut self) -> Result<Vec<ProcessFacts>, Failure> {
+        match self.ask("cannot tell which processes the container has", &Message::Top)? {
+            Message::Processes(processes) => Ok(processes.list),
+            _ => Err(lost("it answered something else")),
+        }
+    }
+
+    /// Ends the guest: its processes, within this time, then for certain, and what it has on disks is written there.
+    ///
+    /// # Errors
+    /// The agent has gone.
+    pub fn shut_down(&mut self, grace: Duration) -> Result<(), Failure> {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        let shutdown = Shutdown { mode: ShutdownMode::PowerOff, grace_ms };
+        self.ask("cannot shut the guest down", &Message::Shutdown(shutdown)).map(drop)
+    }
+
+    fn ask(&mut self, what: &str, question: &Message) -> Result<Message, Failure> {
+        self.channel.call(question).map_err(|error| match error {
+            CallError::Refused(refused) => {
+                Failure::new(what, refused.message.as_str(), "`coracle ps`, to see what runs")
+            }
+            error => lost(error),
         })
     }
 }
@@ -170,7 +233,7 @@ impl Handle {
     /// # Errors
     /// The agent has gone, or does not listen.
     pub fn signal(&self, signal: u8) -> Result<(), Failure> {
-        self.tell(&Message::Signal(Signal { process: self.0.process, signal }))
+        self.tell(&Message::Signal(Signal { process: self.0.process, signal, all: false }))
     }
 
     /// Says how large its terminal is now, in characters.

@@ -12,6 +12,9 @@ use crate::failure::Failure;
 /// Where programs are looked for if neither image nor user says so, as with Docker.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Bytes of `/dev/shm` that a container has with Docker.
+const SHM_SIZE: u64 = 64 << 20;
+
 /// A container's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
@@ -80,7 +83,12 @@ impl ProcessSpec {
 
     /// What the agent is told of the container that this is the first process of.
     pub fn container(&self) -> Container {
-        Container { root: Text::new("/dev/vda"), hostname: Text::new(&self.hostname) }
+        Container {
+            root: Text::new("/dev/vda"),
+            hostname: Text::new(&self.hostname),
+            shm_size: SHM_SIZE,
+            ..Container::default()
+        }
     }
 
     /// What the agent is told of the process.

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The agent: one thread around one `poll(2)`.
 
-use alloc::format;
 use alloc::vec::Vec;
 
-use coracle_protocol::{ErrorCode, Shutdown, ShutdownMode};
+use coracle_protocol::{Shutdown, ShutdownMode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Result;
@@ -12,10 +11,10 @@ use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::connection::{Connection, Outcome};
+use crate::guest::Guest;
 use crate::settings::{Console, Settings};
-use crate::signals::{Signals, wait_until};
-use crate::streams::Stream;
-use crate::{console, mounts, signals, sys, workload};
+use crate::signals::wait_until;
+use crate::{console, mounts, signals, sys};
 
 /// Connections served at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -29,11 +28,8 @@ const CONSOLE_GRACE_MS: u32 = 1000;
 pub struct Agent {
     listener: Option<OwnedFd>,
     connections: Vec<Connection>,
-    signals: Option<Signals>,
     shell: Option<Pid>,
-    streams: Vec<Stream>,
-    /// PID 1 of the container.
-    container: Option<Pid>,
+    guest: Guest,
 }
 
 /// What `poll(2)` found.
@@ -50,7 +46,7 @@ impl Agent {
     /// An agent that serves connections to `listener`, which does not block.
     #[must_use]
     pub fn new(listener: Option<OwnedFd>) -> Self {
-        Self { listener, connections: Vec::new(), signals: None, shell: None, streams: Vec::new(), container: None }
+        Self { listener, connections: Vec::new(), shell: None, guest: Guest::default() }
     }
 
     /// Starts to reap and to obey signals, which is to be done before the first fork. Repeating it is free.
@@ -58,10 +54,7 @@ impl Agent {
     /// # Errors
     /// Those of `signalfd(2)`.
     pub fn watch_signals(&mut self) -> Result<()> {
-        if self.signals.is_none() {
-            self.signals = Some(Signals::watch()?);
-        }
-        Ok(())
+        self.guest.watch_signals()
     }
 
     /// Starts a shell on the console if there is to be one. If that fails the console says so; the host can still
@@ -102,7 +95,7 @@ impl Agent {
                 return Shutdown { mode, grace_ms: CONSOLE_GRACE_MS };
             }
             let mut moved = ready.streams.iter();
-            self.streams.retain_mut(|stream| !moved.next().is_some_and(|&ready| ready) || stream.advance());
+            self.guest.streams.retain_mut(|stream| !moved.next().is_some_and(|&ready| ready) || stream.advance());
             if let Some(shutdown) = self.serve(&ready.connections) {
                 return shutdown;
             }
@@ -116,11 +109,11 @@ impl Agent {
     }
 
     fn wait(&self) -> Result<Ready> {
-        let mut fds = Vec::with_capacity(2 + self.connections.len() + self.streams.len());
-        fds.extend(self.signals.iter().map(|signals| PollFd::new(signals.readiness(), PollFlags::IN)));
+        let mut fds = Vec::with_capacity(2 + self.connections.len() + self.guest.streams.len());
+        fds.extend(self.guest.signals.iter().map(|signals| PollFd::new(signals.readiness(), PollFlags::IN)));
         fds.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
         fds.extend(self.connections.iter().map(|one| PollFd::new(one.socket(), one.interest())));
-        fds.extend(self.streams.iter().map(|stream| {
+        fds.extend(self.guest.streams.iter().map(|stream| {
             let (fd, events) = stream.interest();
             PollFd::new(fd, events)
         }));
@@ -128,7 +121,7 @@ impl Agent {
         let mut found = fds.iter().map(PollFd::revents);
         let mut next = |present: bool| present.then(|| found.next()).flatten().unwrap_or(PollFlags::empty());
         Ok(Ready {
-            signals: !next(self.signals.is_some()).is_empty(),
+            signals: !next(self.guest.signals.is_some()).is_empty(),
             listener: next(self.listener.is_some()),
             connections: found.by_ref().take(self.connections.len()).map(|flags| !flags.is_empty()).collect(),
             streams: found.map(|flags| !flags.is_empty()).collect(),
@@ -137,13 +130,12 @@ impl Agent {
 
     /// Reaps what has ended. The machine is to end if a signal says so, or if the console's shell is gone.
     fn obey_signals(&mut self) -> Option<ShutdownMode> {
-        let signals = self.signals.as_ref()?;
+        let signals = self.guest.signals.as_ref()?;
         let asked = signals.take();
         let ended = signals::reap();
         for &(pid, status) in &ended {
-            self.connections.iter_mut().for_each(|connection| connection.ended(pid, status));
-            self.streams.retain_mut(|stream| stream.outlives(pid));
-            self.container = self.container.filter(|container| *container != pid);
+            let ended = self.guest.ended(pid, status);
+            self.connections.iter_mut().for_each(|connection| connection.ended(pid, ended));
         }
         let shell_ended = self.shell.is_some_and(|shell| ended.iter().any(|&(pid, _)| pid == shell));
         if shell_ended {
@@ -155,32 +147,13 @@ impl Agent {
     fn serve(&mut self, ready: &[bool]) -> Option<Shutdown> {
         let mut end = None;
         let mut ready = ready.iter();
-        let (signals, streams, container) = (&mut self.signals, &mut self.streams, &mut self.container);
         self.connections.retain_mut(|connection| {
             if end.is_some() || !ready.next().is_some_and(|&ready| ready) {
                 return true;
             }
-            match connection.advance() {
+            match connection.advance(&mut self.guest) {
                 Outcome::Continue => true,
                 Outcome::Close => false,
-                Outcome::Start(id, start) => {
-                    // Without signals there would be nobody to tell of the end.
-                    let watched = match signals {
-                        Some(_) => Ok(()),
-                        None => Signals::watch().map(|watch| *signals = Some(watch)),
-                    };
-                    let mut outcome = watched
-                        .map_err(|error| (ErrorCode::FAILED, format!("watching processes: {error}")))
-                        .and_then(|()| workload::start(&start, *container));
-                    connection.started(id, &mut outcome);
-                    if let Ok(workload) = &mut outcome {
-                        if start.container.is_some() {
-                            *container = Some(workload.pid);
-                        }
-                        streams.append(&mut workload.streams);
-                    }
-                    true
-                }
                 Outcome::End(shutdown) => {
                     end = Some(shutdown);
                     // The answer is on its way through a kernel that is about to stop. A host that has read it closes.

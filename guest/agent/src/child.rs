@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use coracle_protocol::{ErrorCode, Process, Start};
+use coracle_protocol::{Container, ErrorCode, Process, Start};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::fchown;
 use rustix::io::Errno;
@@ -13,13 +13,13 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
 
 use crate::users::{self, Identity, Unknown};
-use crate::workload::Refusal;
-use crate::{credentials, news, program, rootfs, sys, terminal};
+use crate::workload::{Refusal, failed};
+use crate::{credentials, init, news, program, rootfs, sys, terminal};
 
 /// What the agent has made for its child.
 pub struct Its<'a> {
     /// PID 1 of the container to enter; `None` for one that this child is to make.
-    pub container: Option<OwnedFd>,
+    pub running: Option<OwnedFd>,
     /// Its standard streams; `None` for a terminal.
     pub pipes: Option<[OwnedFd; 3]>,
     /// Where to say what becomes of it.
@@ -34,32 +34,32 @@ pub fn run(start: &Start, its: Its<'_>) -> Refusal {
     }
 }
 
-fn failed(what: &'static str) -> impl Fn(Errno) -> Refusal {
-    move |error| (ErrorCode::FAILED, format!("cannot {what}: {error}"))
-}
-
 fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
     let process = &start.process;
     sys::block_signals(0);
-    rustix::process::setsid().map_err(failed("start a session"))?;
-    enter(start, its.container)?;
+    match (&start.container, its.running) {
+        (Some(container), _) => make(container)?,
+        (None, Some(running)) => enter(&running).map_err(failed("cannot enter the container"))?,
+        (None, None) => {}
+    }
+    rustix::process::setsid().map_err(failed("cannot start a session"))?;
     let ends = match its.pipes {
         Some(pipes) => Vec::from(pipes),
-        None => Vec::from([open_terminal(process, its.news).map_err(failed("open a terminal"))?]),
+        None => Vec::from([open_terminal(start, its.news).map_err(failed("cannot open a terminal"))?]),
     };
-    take_streams(&ends).map_err(failed("set up its streams"))?;
+    take_streams(&ends).map_err(failed("cannot set up its streams"))?;
     let who = identify(process)?;
     if who.user != 0 {
         // Its owner may open /dev/stdout. A stream that cannot be given away stays root's.
         let _ = ends.iter().try_for_each(|end| fchown(end, Some(Uid::from_raw(who.user)), None));
     }
-    credentials::limit(&process.limits).map_err(failed("set resource limits"))?;
+    credentials::limit(&process.limits).map_err(failed("cannot set resource limits"))?;
     rootfs::change_directory(&process.directory).map_err(|error| {
         let directory = String::from_utf8_lossy(&process.directory);
         (ErrorCode::FAILED, format!("cannot enter directory `{directory}`: {error}"))
     })?;
     credentials::take(&who, process.capabilities, process.no_new_privileges)
-        .map_err(failed("take on the user's credentials"))?;
+        .map_err(failed("cannot take on the user's credentials"))?;
     let mut environment = process.environment.clone();
     if !environment.iter().any(|entry| entry.starts_with(b"HOME=")) {
         environment.push([b"HOME=", who.home.as_slice()].concat());
@@ -67,26 +67,33 @@ fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
     Ok(environment)
 }
 
-/// Into the root and the namespaces that the process lives in.
-fn enter(start: &Start, running: Option<OwnedFd>) -> Result<(), Refusal> {
-    if let Some(container) = &start.container {
-        rootfs::enter().map_err(|(what, error)| {
-            (ErrorCode::FAILED, format!("cannot set up the root at {}: {error}", what.to_string_lossy()))
-        })?;
-        rustix::system::sethostname(container.hostname.as_str().as_bytes()).map_err(failed("set the host name"))?;
-    }
-    if let Some(running) = running {
-        let all = ThreadNameSpaceType::MOUNT
-            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
-            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-            | ThreadNameSpaceType::CONTROL_GROUP;
-        move_into_thread_name_spaces(running.as_fd(), all).map_err(failed("enter the container"))?;
+/// Makes the container that this process is the first of.
+fn make(container: &Container) -> Result<(), Refusal> {
+    // Not when the process was forked: the group that is its own was then still that of the agent.
+    sys::unshare_cgroup().map_err(failed("cannot make a namespace of control groups"))?;
+    rootfs::enter(container)?;
+    rustix::system::sethostname(container.hostname.as_str().as_bytes()).map_err(failed("cannot set the host name"))?;
+    if container.init {
+        // SAFETY: this is the only thread of a process that was forked from one with a single thread.
+        unsafe { init::fork() }.map_err(failed("cannot start the program beside init"))?;
     }
     Ok(())
 }
 
-fn open_terminal(process: &Process, news: &OwnedFd) -> Result<OwnedFd, Errno> {
-    let (ours, its) = terminal::open(process.terminal.unwrap_or_default())?;
+/// Into the root and the namespaces that `running` lives in. This process was forked into its PID namespace.
+fn enter(running: &OwnedFd) -> Result<(), Errno> {
+    let all = ThreadNameSpaceType::MOUNT
+        | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+        | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+        | ThreadNameSpaceType::CONTROL_GROUP;
+    move_into_thread_name_spaces(running.as_fd(), all)
+}
+
+fn open_terminal(start: &Start, news: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let (ours, its) = terminal::open(start.process.terminal.unwrap_or_default())?;
+    if start.container.is_some() {
+        terminal::make_console(&its)?;
+    }
     news::hand_over(news, &ours)?;
     Ok(its)
 }

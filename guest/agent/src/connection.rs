@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One connection from the host.
 
-use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
 
 use coracle_protocol::{
-    Decoder, Ended, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Start, Text, VERSIONS,
+    Decoder, Ended, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Signal, Start, Text, VERSIONS,
 };
 use rustix::event::PollFlags;
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::Pid;
 
-use crate::workload::{Refusal, Workload};
+use crate::guest::{Guest, Question};
 use crate::{facts, mounts, sys, terminal};
 
 /// Bytes read at once. Also bounds what waits to be sent: nothing is read while something does.
@@ -29,8 +28,6 @@ pub enum Outcome {
     Close,
     /// To end the machine.
     End(Shutdown),
-    /// To start a process, for the request with this id.
-    Start(u32, Box<Start>),
 }
 
 /// One connection from the host.
@@ -88,7 +85,7 @@ impl Connection {
     }
 
     /// Goes on after the socket became ready.
-    pub fn advance(&mut self) -> Outcome {
+    pub fn advance(&mut self, guest: &mut Guest) -> Outcome {
         if self.flush().is_err() {
             return Outcome::Close;
         }
@@ -105,7 +102,7 @@ impl Connection {
             Err(Errno::AGAIN | Errno::INTR) => return Outcome::Continue,
             Err(_) => return Outcome::Close,
         };
-        let outcome = self.take(chunk.get(..count).unwrap_or_default());
+        let outcome = self.take(chunk.get(..count).unwrap_or_default(), guest);
         match self.flush() {
             Ok(()) if self.closing && self.unsent.is_empty() => Outcome::Close,
             Ok(()) => outcome,
@@ -128,13 +125,12 @@ impl Connection {
         Ok(())
     }
 
-    fn take(&mut self, mut bytes: &[u8]) -> Outcome {
+    fn take(&mut self, mut bytes: &[u8], guest: &mut Guest) -> Outcome {
         while !self.closing {
             match self.decoder.feed(&mut bytes) {
                 Ok(Some(frame)) => {
-                    let outcome = self.handle(&frame);
+                    let outcome = self.handle(&frame, guest);
                     if outcome != Outcome::Continue {
-                        // One request at a time: what came behind a `Start` in the same breath is not waited for.
                         return outcome;
                     }
                 }
@@ -145,7 +141,7 @@ impl Connection {
         Outcome::Continue
     }
 
-    fn handle(&mut self, frame: &Frame) -> Outcome {
+    fn handle(&mut self, frame: &Frame, guest: &mut Guest) -> Outcome {
         let id = frame.id;
         match Message::from_frame(frame) {
             Err(error) => self.say_error(id, error.code(), &format!("{error}")),
@@ -167,7 +163,8 @@ impl Connection {
                 self.say(id, &Message::Ack);
                 return Outcome::End(shutdown);
             }
-            Ok(Message::Start(start)) => return Outcome::Start(id, Box::new(start)),
+            Ok(Message::Start(start)) => self.start(id, &start, guest),
+            Ok(Message::Signal(Signal { signal, all: true, .. })) => self.ask(id, Question::SignalAll(signal), guest),
             Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {
                 sys::kill(process.pid, signal.signal);
                 Ok(())
@@ -176,7 +173,18 @@ impl Connection {
                 Some(terminal) => terminal::resize(terminal, resize.size),
                 None => Err(Errno::NOTTY),
             }),
-            Ok(Message::Ready(_) | Message::Ack | Message::Started | Message::Ended(_)) => {
+            Ok(Message::Pause) => self.ask(id, Question::Freeze(true), guest),
+            Ok(Message::Resume) => self.ask(id, Question::Freeze(false), guest),
+            Ok(Message::Stats) => self.ask(id, Question::Stats, guest),
+            Ok(Message::Top) => self.ask(id, Question::Top, guest),
+            Ok(
+                Message::Ready(_)
+                | Message::Ack
+                | Message::Started
+                | Message::Ended(_)
+                | Message::Usage(_)
+                | Message::Processes(_),
+            ) => {
                 self.say_error(id, ErrorCode::OUT_OF_PLACE, "only an agent sends this message");
             }
         }
@@ -191,29 +199,29 @@ impl Connection {
         }
     }
 
-    /// Answers the `Start` with this id.
-    pub fn started(&mut self, id: u32, outcome: &mut Result<Workload, Refusal>) {
-        match outcome {
+    fn ask(&mut self, id: u32, question: Question, guest: &mut Guest) {
+        match guest.answer(question) {
+            Ok(answer) => self.say(id, &answer),
+            Err((code, text)) => self.say_error(id, code, &text),
+        }
+    }
+
+    fn start(&mut self, id: u32, start: &Start, guest: &mut Guest) {
+        match guest.start(start) {
             Ok(workload) => {
-                self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal.take() });
+                self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal });
                 self.say(id, &Message::Started);
             }
-            Err((code, text)) => self.say_error(id, *code, text),
+            Err((code, text)) => self.say_error(id, code, &text),
         }
-        // What cannot be sent now goes when the socket is ready; a socket that has failed says so then.
-        let _ = self.flush();
     }
 
     /// Tells the end of a process, if it was started from here.
-    pub fn ended(&mut self, pid: Pid, status: WaitStatus) {
+    pub fn ended(&mut self, pid: Pid, ended: Ended) {
         let Some(at) = self.started.iter().position(|process| process.pid == pid) else { return };
         let Started { id, .. } = self.started.swap_remove(at);
-        let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
-        let ended = match (status.exit_status(), status.terminating_signal()) {
-            (Some(code), _) => Ended::Exited(number(code)),
-            (None, signal) => Ended::Killed(number(signal.unwrap_or(9))),
-        };
         self.say(id, &Message::Ended(ended));
+        // What cannot be sent now goes when the socket is ready; a socket that has failed says so then.
         let _ = self.flush();
     }
 

@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
+use rustix::fd::AsFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
@@ -93,7 +94,11 @@ const MAX_FILE: usize = 1 << 20;
 /// All of a file, if it can be read; not one without end, and not a FIFO that nobody writes to.
 pub fn read_file(path: &CStr) -> Option<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(path, flags, Mode::empty()).ok()?;
+    read_to_end(rustix::fs::open(path, flags, Mode::empty()).ok()?)
+}
+
+/// All that is to be read of a file, if it has an end.
+pub fn read_to_end(file: impl AsFd) -> Option<Vec<u8>> {
     let mut content = Vec::new();
     let mut chunk = [0; 1024];
     loop {

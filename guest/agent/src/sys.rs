@@ -10,13 +10,16 @@ use rustix::io::{Errno, Result};
 use rustix::process::{Pid, Signal};
 
 const IOCTL: usize = 16;
-const CLONE: usize = 56;
 const EXECVE: usize = 59;
 const KILL: usize = 62;
 const RT_SIGPROCMASK: usize = 14;
+const RT_SIGTIMEDWAIT: usize = 128;
+const UNSHARE: usize = 272;
 const CLOCK_GETTIME: usize = 228;
 const EXIT_GROUP: usize = 231;
 const PRLIMIT64: usize = 302;
+const CLONE3: usize = 435;
+const CLOSE_RANGE: usize = 436;
 const SIGNALFD4: usize = 289;
 
 const CLOCK_BOOTTIME: usize = 7;
@@ -56,36 +59,74 @@ pub enum Fork {
 /// Until it calls [`exec`] or [`exit`], the child does nothing but system calls.
 pub unsafe fn fork() -> Result<Fork> {
     // SAFETY: the promise is the caller's.
-    unsafe { clone(0) }
+    unsafe { clone(0, None) }
 }
 
-/// `CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID`.
-const CONTAINER: usize = 0x2_0000 | 0x200_0000 | 0x400_0000 | 0x800_0000 | 0x2000_0000;
+/// `CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID`.
+const CONTAINER: u64 = 0x2_0000 | 0x400_0000 | 0x800_0000 | 0x2000_0000;
+const CLONE_NEWCGROUP: usize = 0x200_0000;
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// What the parent gets at the child's end.
-const SIGCHLD: usize = 17;
+const SIGCHLD: u64 = 17;
 
-/// Duplicates the process into mount, cgroup, UTS, IPC and PID namespaces of its own: the child is PID 1 of its own,
-/// and whatever it starts ends with it.
+/// Duplicates the process into mount, UTS, IPC and PID namespaces of its own, and into a control group: the child is
+/// PID 1 of its own, and whatever it starts ends with it.
 ///
 /// # Safety
 /// As for [`fork`]; allocating is allowed too where this process has but one thread.
-pub unsafe fn fork_into_namespaces() -> Result<Fork> {
+pub unsafe fn fork_into_namespaces(group: Option<BorrowedFd<'_>>) -> Result<Fork> {
     // SAFETY: the promise is the caller's.
-    unsafe { clone(CONTAINER) }
+    unsafe { clone(CONTAINER, group) }
 }
 
-/// Both of the above.
+/// Duplicates the process into a control group.
+///
+/// # Safety
+/// As for [`fork_into_namespaces`].
+pub unsafe fn fork_into_group(group: Option<BorrowedFd<'_>>) -> Result<Fork> {
+    // SAFETY: the promise is the caller's.
+    unsafe { clone(0, group) }
+}
+
+/// All of the above.
 ///
 /// # Safety
 /// As for [`fork`].
-unsafe fn clone(namespaces: usize) -> Result<Fork> {
-    // SAFETY: without CLONE_VM and with a stack of 0, clone(2) is fork(2), in new namespaces; what the child does is
-    // the caller's promise.
-    let id = unsafe { call(CLONE, namespaces | SIGCHLD, 0, 0, 0) }?;
+unsafe fn clone(namespaces: u64, group: Option<BorrowedFd<'_>>) -> Result<Fork> {
+    let (flag, group) = match group {
+        Some(group) => (CLONE_INTO_CGROUP, u64::try_from(group.as_raw_fd()).map_err(|_| Errno::BADF)?),
+        None => (0, 0),
+    };
+    // A `struct clone_args`: flags, three places for ids, the signal at its end, stack and its size, thread-local
+    // storage, wanted ids and their number, the group.
+    let arguments: [u64; 11] = [namespaces | flag, 0, 0, 0, SIGCHLD, 0, 0, 0, 0, 0, group];
+    // SAFETY: without CLONE_VM and with no stack, clone3(2) is fork(2), in new namespaces; what the child does is the
+    // caller's promise. `arguments` is valid for the call.
+    let id = unsafe { call(CLONE3, (&raw const arguments).addr(), size_of_val(&arguments), 0, 0) }?;
     Ok(match i32::try_from(id).ok().and_then(Pid::from_raw) {
         Some(pid) => Fork::Parent(pid),
         None => Fork::Child,
     })
+}
+
+/// Makes the control group of this process the root of those that it, and what it starts, can see.
+pub fn unshare_cgroup() -> Result<()> {
+    // SAFETY: this changes what the process sees in file systems that it mounts, and nothing in its memory.
+    unsafe { call(UNSHARE, CLONE_NEWCGROUP, 0, 0, 0) }.map(drop)
+}
+
+/// Closes every descriptor from this one on, whoever owns it: for a process that does no more with any.
+pub fn close_from(first: u32) {
+    // SAFETY: a closed descriptor is an error to whoever uses it.
+    let _ = unsafe { call(CLOSE_RANGE, usize::try_from(first).unwrap_or(0), usize::MAX >> 32, 0, 0) };
+}
+
+/// Waits for a blocked signal out of `set`, and gives its number.
+pub fn wait_for_signal(set: u64) -> Option<u8> {
+    let set = &raw const set;
+    // SAFETY: `set` is valid for the call; neither information nor a time limit is asked for.
+    let signal = unsafe { call(RT_SIGTIMEDWAIT, set.addr(), 0, 0, SIGSET_SIZE) };
+    signal.ok().and_then(|signal| u8::try_from(signal).ok())
 }
 
 /// Becomes another program; returns only if that fails.
@@ -177,20 +218,20 @@ pub fn occupy_standard_streams() {
     }
 }
 
-/// Switches a network interface on (`netdevice(7)`, SIOCSIFFLAGS), through any socket of the Internet's families.
-pub fn raise_interface(socket: &OwnedFd, name: &[u8]) -> Result<()> {
-    const SIOCSIFFLAGS: usize = 0x8914;
-    const IFF_UP: u8 = 1;
-    // A `struct ifreq`: 16 bytes of name with its NUL, then the flags.
+/// The kernel's number of a network interface (`netdevice(7)`, SIOCGIFINDEX), through any socket.
+pub fn interface_index(socket: &OwnedFd, name: &[u8]) -> Result<u32> {
+    const SIOCGIFINDEX: usize = 0x8933;
+    // A `struct ifreq`: 16 bytes of name with its NUL, then the number.
     let mut request = [0u8; 40];
     if name.len() > 15 {
         return Err(Errno::INVAL);
     }
     request.iter_mut().zip(name).for_each(|(place, byte)| *place = *byte);
-    request[16] = IFF_UP;
     let fd = usize::try_from(socket.as_raw_fd()).map_err(|_| Errno::BADF)?;
-    // SAFETY: `request` is as long as the kernel reads, and valid for the call.
-    unsafe { call(IOCTL, fd, SIOCSIFFLAGS, (&raw const request).addr(), 0) }.map(drop)
+    // SAFETY: `request` is as long as what the kernel reads and writes, and valid for the call.
+    unsafe { call(IOCTL, fd, SIOCGIFINDEX, (&raw mut request).addr(), 0) }?;
+    let [a, b, c, d] = [request[16], request[17], request[18], request[19]];
+    Ok(u32::from_ne_bytes([a, b, c, d]))
 }
 
 /// Writes to the console. It may be absent, and then there is nobody to tell.

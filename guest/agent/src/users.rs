@@ -2,6 +2,7 @@
 //! Who a process runs as: `user[:group]` of an image's configuration, looked up in the image's own `passwd(5)` and
 //! `group(5)`, as Docker does.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// What a process's credentials are made of.
@@ -74,6 +75,12 @@ pub fn find(wanted: &[u8], more: &[Vec<u8>], passwd: &[u8], group: &[u8]) -> Res
 fn find_group(name: &[u8], group: &[u8]) -> Option<u32> {
     let listed = records(group).find(|entry| entry.first() == Some(&name)).and_then(|entry| field(&entry, 2));
     listed.or_else(|| parse(name))
+}
+
+/// The name of a user, if it has one.
+pub fn name(user: u32, passwd: &[u8]) -> Option<String> {
+    let entry = records(passwd).find(|entry| field(entry, 2) == Some(user))?;
+    core::str::from_utf8(entry.first()?).ok().map(String::from)
 }
 
 fn records(file: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {

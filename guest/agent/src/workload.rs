@@ -4,21 +4,23 @@
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt::Display;
 
-use coracle_protocol::{ErrorCode, Start, Streams};
-use rustix::fd::{AsFd, OwnedFd};
+use coracle_protocol::{Container, ErrorCode, Start, Streams};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::cgroup::Cgroup;
 use crate::child::{self, Its};
+use crate::guest::Running;
 use crate::news::{self, News};
 use crate::streams::Stream;
 use crate::sys::{self, Fork};
-use crate::{mounts, rootfs, vsock};
+use crate::{mounts, network, rootfs, vsock};
 
 /// Why a process was not started: for programs, and for people.
 pub type Refusal = (ErrorCode, String);
@@ -34,41 +36,62 @@ pub struct Workload {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Starts what `start` describes, and waits until it runs. `running` is PID 1 of the container that there is.
+/// Where a process is to run.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// In a container that it makes and is the first process of, in this control group.
+    New(Option<&'a Cgroup>),
+    /// In the one that runs.
+    Running(&'a Running),
+}
+
+/// Makes what a container needs before its first process starts.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn start(start: &Start, running: Option<Pid>) -> core::result::Result<Workload, Refusal> {
-    let container = match (&start.container, running) {
-        (Some(container), None) => {
-            mounts::prepare().map_err(|error| failed("mounting what the agent needs")(error.error))?;
-            rootfs::assemble(container.root.as_str()).map_err(failed("mounting the image"))?;
-            // A kernel without a network has no loopback either, and then nobody expects one.
-            let _ = raise_loopback();
-            None
-        }
-        (None, Some(pid)) => Some(pidfd_open(pid, PidfdFlags::empty()).map_err(failed("finding the container"))?),
-        (Some(_), Some(_)) => return Err((ErrorCode::FAILED, "this guest has its container already".into())),
-        (None, None) => return Err((ErrorCode::NO_PROCESS, "no container runs".into())),
-    };
+pub fn prepare(container: &Container) -> core::result::Result<Option<Cgroup>, Refusal> {
+    mounts::prepare().map_err(|error| failed("cannot mount what the agent needs")(error.error))?;
+    rootfs::assemble(container)?;
+    network::configure(&container.network).map_err(failed("cannot set up the network"))?;
+    match Cgroup::make(container.pids_limit) {
+        // Without groups there is nothing to limit with; who asks for no limit does not miss them.
+        Err(Errno::NOENT | Errno::ROFS | Errno::PERM) if container.pids_limit.is_none() => Ok(None),
+        other => other.map(Some).map_err(failed("cannot make the container's control group")),
+    }
+}
+
+/// Starts what `start` describes, and waits until it runs.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, Refusal> {
     let sockets = Sockets::connect(&start.streams)?;
     let (pipes, its_pipes) = match start.process.terminal {
         None => {
-            let (ours, its) = pipes().map_err(failed("making pipes"))?;
+            let (ours, its) = pipes().map_err(failed("cannot make pipes"))?;
             (Some(ours), Some(its))
         }
         Some(_) => (None, None),
     };
-    let (ours, its_news) = news::pair().map_err(failed("making a pair of sockets"))?;
-    let fork = match &container {
-        // SAFETY: the agent has one thread, so that the child may allocate; it ends in `exec` or `exit`.
-        None => unsafe { sys::fork_into_namespaces() },
-        // SAFETY: as above.
-        Some(container) => unsafe { fork_into(container) },
+    let (ours, its_news) = news::pair().map_err(failed("cannot make a pair of sockets"))?;
+    let (running, cgroup) = match place {
+        Place::New(cgroup) => (None, cgroup),
+        Place::Running(container) => {
+            let running =
+                pidfd_open(container.pid, PidfdFlags::empty()).map_err(failed("cannot find the container"))?;
+            (Some(running), container.cgroup.as_ref())
+        }
     };
-    match fork.map_err(failed("starting a process"))? {
+    let cgroup = cgroup.map(Cgroup::directory);
+    let fork = match &running {
+        // SAFETY: the agent has one thread, so that the child may allocate; it ends in `exec` or `exit`.
+        None => unsafe { sys::fork_into_namespaces(cgroup) },
+        // SAFETY: as above.
+        Some(running) => unsafe { fork_into(running, cgroup) },
+    };
+    match fork.map_err(failed("cannot start a process"))? {
         Fork::Child => {
-            let refusal = child::run(start, Its { container, pipes: its_pipes, news: &its_news });
+            let refusal = child::run(start, Its { running, pipes: its_pipes, news: &its_news });
             news::refuse(&its_news, refusal);
             sys::exit(127)
         }
@@ -82,7 +105,7 @@ pub fn start(start: &Start, running: Option<Pid>) -> core::result::Result<Worklo
                     return Err((ErrorCode::FAILED, "the process does not come to its program".into()));
                 }
             };
-            let streams = sockets.join(pid, pipes, terminal.as_ref()).map_err(failed("connecting the terminal"));
+            let streams = sockets.join(pid, pipes, terminal.as_ref()).map_err(failed("cannot connect the terminal"));
             if streams.is_err() {
                 sys::kill(pid, 9);
             }
@@ -91,7 +114,8 @@ pub fn start(start: &Start, running: Option<Pid>) -> core::result::Result<Worklo
     }
 }
 
-fn failed(what: &'static str) -> impl Fn(Errno) -> Refusal {
+/// A refusal that says what was refused and the kernel's reason.
+pub fn failed(what: impl Display) -> impl Fn(Errno) -> Refusal {
     move |error| (ErrorCode::FAILED, format!("{what}: {error}"))
 }
 
@@ -99,22 +123,16 @@ fn failed(what: &'static str) -> impl Fn(Errno) -> Refusal {
 ///
 /// # Safety
 /// As for [`sys::fork`]; allocating is allowed too where this process has but one thread.
-unsafe fn fork_into(process: &OwnedFd) -> Result<Fork> {
+unsafe fn fork_into(process: &OwnedFd, cgroup: Option<BorrowedFd<'_>>) -> Result<Fork> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     move_into_thread_name_spaces(process.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
     // SAFETY: the promise is the caller's.
-    let fork = unsafe { sys::fork() };
+    let fork = unsafe { sys::fork_into_group(cgroup) };
     if !matches!(fork, Ok(Fork::Child)) {
         // What is forked later belongs here again.
         move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
     }
     fork
-}
-
-/// Programs reach their own servers at 127.0.0.1 and ::1.
-fn raise_loopback() -> Result<()> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    sys::raise_interface(&socket, b"lo")
 }
 
 /// The agent's ends of a process's pipes.
@@ -142,18 +160,18 @@ struct Sockets {
 
 impl Sockets {
     fn connect(ports: &Streams) -> core::result::Result<Self, Refusal> {
-        let connect = |port: u32, what| {
+        let connect = |port: u32, what: &'static str| {
             let socket = vsock::connect(port).map_err(failed(what))?;
             fcntl_setfl(&socket, OFlags::NONBLOCK).map_err(failed(what))?;
             Ok(socket)
         };
         Ok(Self {
-            stdin: ports.stdin.map(|port| connect(port, "connecting stdin")).transpose()?,
+            stdin: ports.stdin.map(|port| connect(port, "cannot connect stdin")).transpose()?,
             stdout: match ports.stdout {
-                Some(port) => connect(port, "connecting stdout")?,
-                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("/dev/null"))?,
+                Some(port) => connect(port, "cannot connect stdout")?,
+                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("cannot open /dev/null"))?,
             },
-            stderr: ports.stderr.map(|port| connect(port, "connecting stderr")).transpose()?,
+            stderr: ports.stderr.map(|port| connect(port, "cannot connect stderr")).transpose()?,
         })
     }
 

@@ -42,12 +42,13 @@ mod hybrid_vsock;
 mod message;
 mod ports;
 mod process;
+mod statistics;
 #[cfg(feature = "std")]
 mod stream;
 mod text;
 mod version;
 
-pub use container::Container;
+pub use container::{Address, Container, File, Interface, Mount, Source, Sysctl, Upper};
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, MAGIC, MAX_PAYLOAD};
 #[cfg(feature = "std")]
 pub use hybrid_vsock::connect as connect_hybrid_vsock;
@@ -55,7 +56,8 @@ pub use message::{
     BootFacts, ErrorCode, Failure, Hello, Message, MessageError, MessageType, Ping, Ready, Shutdown, ShutdownMode,
 };
 pub use ports::*;
-pub use process::{Ended, Process, Resize, ResourceLimit, Signal, Start, Streams, WindowSize};
+pub use process::{Ended, EndedBy, Process, Resize, ResourceLimit, Signal, Start, Streams, WindowSize};
+pub use statistics::{ProcessFacts, Processes, Usage};
 #[cfg(feature = "std")]
 pub use stream::{CallError, Channel, ReadError, read_frame, write_frame};
 pub use text::{MAX_TEXT, Text};

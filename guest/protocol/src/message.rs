@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The messages, version 1.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ended, Frame, FrameError, Resize, Signal, Start, Text, Versions};
+use crate::{Ended, Frame, FrameError, Processes, Resize, Signal, Start, Text, Usage, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -29,6 +30,12 @@ pub enum MessageType {
     Ended = 0x22,
     Signal = 0x23,
     Resize = 0x24,
+    Pause = 0x25,
+    Resume = 0x26,
+    Stats = 0x27,
+    Usage = 0x28,
+    Top = 0x29,
+    Processes = 0x2a,
 }
 
 /// A message.
@@ -52,7 +59,7 @@ pub enum Message {
     /// connection, so that the `Ack` is not lost with the machine.
     Shutdown(Shutdown),
     /// Host: start a process. Answered by `Started` once the program runs, and by `Ended`, with the same id, at its end.
-    Start(Start),
+    Start(Box<Start>),
     /// The program of the `Start` with this id runs.
     Started,
     /// The process of the `Start` with this id has ended, and with a container's first one all of the container.
@@ -61,6 +68,18 @@ pub enum Message {
     Signal(Signal),
     /// Host: change the size of a terminal. Answered by `Ack`.
     Resize(Resize),
+    /// Host: stop all processes of the container where they are. Answered by `Ack` when they stand.
+    Pause,
+    /// Host: let them go on. Answered by `Ack`.
+    Resume,
+    /// Host: what does the container use? Answered by `Usage`.
+    Stats,
+    /// Answer to `Stats`.
+    Usage(Usage),
+    /// Host: which processes does the container have? Answered by `Processes`.
+    Top,
+    /// Answer to `Top`.
+    Processes(Processes),
 }
 
 /// Who speaks, and which versions.
@@ -217,6 +236,12 @@ impl Message {
             Self::Ended(_) => MessageType::Ended,
             Self::Signal(_) => MessageType::Signal,
             Self::Resize(_) => MessageType::Resize,
+            Self::Pause => MessageType::Pause,
+            Self::Resume => MessageType::Resume,
+            Self::Stats => MessageType::Stats,
+            Self::Usage(_) => MessageType::Usage,
+            Self::Top => MessageType::Top,
+            Self::Processes(_) => MessageType::Processes,
         }
     }
 
@@ -235,7 +260,11 @@ impl Message {
             Self::Ended(body) => encode(body),
             Self::Signal(body) => encode(body),
             Self::Resize(body) => encode(body),
-            Self::Ack | Self::Prepare | Self::Started => Ok(Vec::new()),
+            Self::Usage(body) => encode(body),
+            Self::Processes(body) => encode(body),
+            Self::Ack | Self::Prepare | Self::Started | Self::Pause | Self::Resume | Self::Stats | Self::Top => {
+                Ok(Vec::new())
+            }
         }?;
         Ok(Frame { message_type: self.message_type() as u8, flags: 0, id, payload })
     }
@@ -271,6 +300,12 @@ impl Message {
             t if t == MessageType::Ended as u8 => Self::Ended(decode(frame)?),
             t if t == MessageType::Signal as u8 => Self::Signal(decode(frame)?),
             t if t == MessageType::Resize as u8 => Self::Resize(decode(frame)?),
+            t if t == MessageType::Pause as u8 => Self::Pause,
+            t if t == MessageType::Resume as u8 => Self::Resume,
+            t if t == MessageType::Stats as u8 => Self::Stats,
+            t if t == MessageType::Usage as u8 => Self::Usage(decode(frame)?),
+            t if t == MessageType::Top as u8 => Self::Top,
+            t if t == MessageType::Processes as u8 => Self::Processes(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

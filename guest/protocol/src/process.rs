@@ -83,6 +83,8 @@ pub struct Signal {
     pub process: u32,
     /// Number of the signal. The first process of a container hears only those that it handles, SIGKILL and SIGSTOP.
     pub signal: u8,
+    /// Whether it is for every process of the container.
+    pub all: bool,
 }
 
 /// A new size for the terminal of a process that was started on the same connection.
@@ -96,20 +98,29 @@ pub struct Resize {
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ended {
-    /// By itself, with this status.
-    Exited(u8),
-    /// By this signal.
-    Killed(u8),
+pub struct Ended {
+    /// What ended it.
+    pub by: EndedBy,
+    /// Whether the kernel has killed a process of the container for want of memory, since the container started.
+    pub oom: bool,
+}
+
+/// What ended a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EndedBy {
+    /// Itself, with this status.
+    Exit(u8),
+    /// This signal.
+    Signal(u8),
 }
 
 impl Ended {
     /// The exit status that a shell, or Docker, gives for it.
     #[must_use]
     pub fn status(self) -> u8 {
-        match self {
-            Self::Exited(status) => status,
-            Self::Killed(signal) => signal.saturating_add(128),
+        match self.by {
+            EndedBy::Exit(status) => status,
+            EndedBy::Signal(signal) => signal.saturating_add(128),
         }
     }
 }

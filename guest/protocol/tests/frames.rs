@@ -4,9 +4,10 @@
 use std::io::{self, Read};
 
 use coracle_protocol::{
-    BootFacts, Container, Decoder, Ended, ErrorCode, Failure, Frame, FrameError, HEADER_LEN, Hello, MAGIC, MAX_PAYLOAD,
-    Message, MessageError, Ping, Process, ReadError, Ready, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal,
-    Start, Streams, Text, Versions, WindowSize, read_frame, write_frame,
+    Address, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError, HEADER_LEN,
+    Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Ping, Process, ProcessFacts, Processes,
+    ReadError, Ready, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl, Text,
+    Upper, Usage, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
@@ -30,14 +31,15 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), text()).prop_map(|(code, message)| Message::Error(Failure { code: ErrorCode(code), message })),
         Just(Message::Prepare),
         (mode, any::<u32>()).prop_map(|(mode, grace_ms)| Message::Shutdown(Shutdown { mode, grace_ms })),
-        start().prop_map(Message::Start),
+        start().prop_map(|start| Message::Start(Box::new(start))),
         Just(Message::Started),
-        any::<(bool, u8)>().prop_map(|(killed, n)| Message::Ended(if killed {
-            Ended::Killed(n)
-        } else {
-            Ended::Exited(n)
-        })),
-        any::<(u32, u8)>().prop_map(|(process, signal)| Message::Signal(Signal { process, signal })),
+        any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {
+            Message::Ended(Ended { by: if killed { EndedBy::Signal(n) } else { EndedBy::Exit(n) }, oom })
+        }),
+        any::<(u32, u8, bool)>().prop_map(|(process, signal, all)| Message::Signal(Signal { process, signal, all })),
+        prop_oneof![Just(Message::Pause), Just(Message::Resume), Just(Message::Stats), Just(Message::Top)],
+        usage().prop_map(Message::Usage),
+        processes().prop_map(Message::Processes),
         any::<(u32, u16, u16)>().prop_map(|(process, rows, columns)| Message::Resize(Resize {
             process,
             size: WindowSize { rows, columns },
@@ -54,7 +56,92 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn container() -> impl Strategy<Value = Container> {
-    (text(), text()).prop_map(|(root, hostname)| Container { root, hostname })
+    let flags = any::<(bool, bool, bool, u64, Option<u32>)>();
+    let lists = (
+        prop::collection::vec(mount(), 0..3),
+        prop::collection::vec(file(), 0..3),
+        prop::collection::vec(interface(), 0..3),
+        prop::collection::vec((bytes(), bytes()), 0..3),
+    );
+    (text(), text(), upper(), flags, lists).prop_map(
+        |(
+            root,
+            hostname,
+            upper,
+            (read_only, privileged, init, shm_size, pids_limit),
+            (mounts, files, network, sysctls),
+        )| Container {
+            root,
+            upper,
+            read_only,
+            hostname,
+            shm_size,
+            mounts,
+            files,
+            network,
+            pids_limit,
+            privileged,
+            sysctls: sysctls.into_iter().map(|(name, value)| Sysctl { name, value }).collect(),
+            init,
+        },
+    )
+}
+
+fn upper() -> impl Strategy<Value = Upper> {
+    prop_oneof![any::<Option<u64>>().prop_map(Upper::Memory), text().prop_map(Upper::Disk)]
+}
+
+fn mount() -> impl Strategy<Value = Mount> {
+    let source = prop_oneof![
+        bytes().prop_map(Source::Memory),
+        text().prop_map(Source::Shared),
+        (text(), bytes()).prop_map(|(tag, name)| Source::SharedFile(tag, name)),
+    ];
+    (bytes(), source, any::<u32>()).prop_map(|(target, source, flags)| Mount { target, source, flags })
+}
+
+fn file() -> impl Strategy<Value = File> {
+    (bytes(), any::<u32>(), bytes()).prop_map(|(path, mode, content)| File { path, mode, content })
+}
+
+fn interface() -> impl Strategy<Value = Interface> {
+    let addresses = prop::collection::vec(any::<(std::net::IpAddr, u8)>(), 0..3);
+    (text(), any::<Option<u32>>(), addresses, any::<Vec<std::net::IpAddr>>()).prop_map(
+        |(name, mtu, addresses, gateways)| Interface {
+            name,
+            mtu,
+            addresses: addresses.into_iter().map(|(address, prefix)| Address { address, prefix }).collect(),
+            gateways,
+        },
+    )
+}
+
+fn usage() -> impl Strategy<Value = Usage> {
+    any::<[u64; 8]>().prop_map(|[cpu_ns, memory, memory_limit, pids, received, sent, read, written]| Usage {
+        cpu_ns,
+        memory,
+        memory_limit,
+        pids,
+        received,
+        sent,
+        read,
+        written,
+    })
+}
+
+fn processes() -> impl Strategy<Value = Processes> {
+    let facts = (any::<(u32, u32, Option<u32>, u64, u64)>(), text(), text()).prop_map(
+        |((pid, parent, terminal, cpu_ms, age_ms), user, command)| ProcessFacts {
+            pid,
+            parent,
+            user,
+            terminal,
+            cpu_ms,
+            age_ms,
+            command,
+        },
+    );
+    prop::collection::vec(facts, 0..4).prop_map(|list| Processes { list })
 }
 
 prop_compose! {
@@ -154,8 +241,8 @@ proptest! {
                 let again = message.to_frame(1).unwrap();
                 prop_assert_eq!(Message::from_frame(&again).unwrap(), message);
             }
-            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !matches!(message_type, 0x01..=0x06 | 0x10..=0x11 | 0x20..=0x24)),
-            Err(MessageError::Malformed { .. }) => prop_assert!(!frame.payload.is_empty() || ![0x05, 0x10, 0x21].contains(&message_type)),
+            Err(MessageError::Unknown { .. }) => prop_assert!(flags & 0xff00 != 0 || !matches!(message_type, 0x01..=0x06 | 0x10..=0x11 | 0x20..=0x2a)),
+            Err(MessageError::Malformed { .. }) => prop_assert!(!frame.payload.is_empty() || ![0x05, 0x10, 0x21, 0x25, 0x26, 0x27, 0x29].contains(&message_type)),
         }
     }
 

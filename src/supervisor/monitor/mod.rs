@@ -40,6 +40,8 @@ struct Monitor {
     phase: Mutex<Phase>,
     changed: Condvar,
     clients: Clients,
+    /// Where its agent is reached.
+    vsock: PathBuf,
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
     /// Size of the terminal that the program starts with.
@@ -80,6 +82,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         phase: Mutex::new(Phase::Starting(None)),
         changed: Condvar::new(),
         clients: Clients::default(),
+        vsock: sockets.join("vsock"),
         input: Mutex::default(),
         size: Mutex::default(),
     });
@@ -138,8 +141,7 @@ impl Monitor {
         let content = store.hold_content().map_err(explain)?;
         let image = store.image(&config.image.manifest).map_err(explain)?;
         let rootfs = store.rootfs(&image).map_err(Failure::from)?;
-        let vsock = Container::vsock(state);
-        let vm = MicroVm::start(&rootfs, config.shape, &vsock)?;
+        let vm = MicroVm::start(&rootfs, config.shape, &self.vsock)?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
         vm.ready()?;
         drop(content);
@@ -151,7 +153,7 @@ impl Monitor {
             stdin: config.interactive,
             output: true,
         };
-        let agent = Agent::connect(&vsock).map_err(|failure| vm.gone(failure.why))?;
+        let agent = Agent::connect(&self.vsock).map_err(|failure| vm.gone(failure.why))?;
         let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
@@ -175,7 +177,7 @@ impl Monitor {
         let ended = process.wait().map_err(|failure| vm.gone(failure.why));
         output.finish(FAREWELL);
         vm.stop();
-        ended.map(|ended| Exit { status: ended.status(), out_of_memory: false })
+        ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
     }
 
     fn phase(&self) -> MutexGuard<'_, Phase> {
@@ -238,7 +240,7 @@ impl Monitor {
     }
 
     fn pause(&self, still: bool) -> Reply {
-        let done = self.with_process(|process| { let _ = (still, process); todo!() });
+        let done = self.with_process(|_| Agent::connect(&self.vsock)?.pause(still));
         if done == Reply::Done {
             let status = if still { Status::Paused } else { Status::Running };
             // Its end, if that came meanwhile, has the last word.

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What runs in the guest for the host: the container, its processes, and their streams.
+
+use alloc::vec::Vec;
+
+use coracle_protocol::{Ended, EndedBy, ErrorCode, Message, Start, Upper};
+use rustix::io::Result;
+use rustix::process::{Pid, WaitStatus};
+
+use crate::cgroup::Cgroup;
+use crate::signals::Signals;
+use crate::streams::Stream;
+use crate::workload::{Refusal, Workload, failed};
+use crate::{statistics, sys, workload};
+
+/// What runs in the guest for the host.
+#[derive(Debug, Default)]
+pub struct Guest {
+    /// Whatever has been forked is heard of here.
+    pub signals: Option<Signals>,
+    /// What is to be moved.
+    pub streams: Vec<Stream>,
+    container: Option<Running>,
+    /// How often memory had run out by the time the last container ended.
+    ooms: u64,
+}
+
+/// A container that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Its PID 1, as the agent sees it.
+    pub pid: Pid,
+    /// `None` on a kernel that has none.
+    pub cgroup: Option<Cgroup>,
+    paused: bool,
+    /// Whether what it has written is to outlast the guest.
+    lasting: bool,
+}
+
+impl Guest {
+    /// Starts to reap and to obey signals, which is to be done before the first fork. Repeating it is free.
+    ///
+    /// # Errors
+    /// Those of `signalfd(2)`.
+    pub fn watch_signals(&mut self) -> Result<()> {
+        if self.signals.is_none() {
+            self.signals = Some(Signals::watch()?);
+        }
+        Ok(())
+    }
+
+    /// Starts a process.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn start(&mut self, start: &Start) -> core::result::Result<Workload, Refusal> {
+        // Without signals there would be nobody to tell of the end.
+        self.watch_signals().map_err(failed("cannot watch processes"))?;
+        let (mut workload, started) = match (&start.container, &self.container) {
+            (Some(container), None) => {
+                let cgroup = workload::prepare(container)?;
+                let workload = workload::start(start, workload::Place::New(cgroup.as_ref()))?;
+                let lasting = matches!(container.upper, Upper::Disk(_));
+                let running = Running { pid: workload.pid, cgroup, paused: false, lasting };
+                (workload, Some(running))
+            }
+            (None, Some(running)) if running.paused => {
+                return Err((ErrorCode::FAILED, "the container is paused".into()));
+            }
+            (None, Some(running)) => (workload::start(start, workload::Place::Running(running))?, None),
+            (Some(_), Some(_)) => return Err((ErrorCode::FAILED, "this guest has its container already".into())),
+            (None, None) => return Err((ErrorCode::NO_PROCESS, "no container runs".into())),
+        };
+        self.container = started.or(self.container.take());
+        self.streams.append(&mut workload.streams);
+        Ok(workload)
+    }
+
+    /// After the end of a process: how the host is to hear of it.
+    pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> Ended {
+        let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
+        let by = match (status.exit_status(), status.terminating_signal()) {
+            (Some(code), _) => EndedBy::Exit(number(code)),
+            (None, signal) => EndedBy::Signal(number(signal.unwrap_or(9))),
+        };
+        self.streams.retain_mut(|stream| stream.outlives(pid));
+        // Who has ended well has not wanted for memory, and is not kept waiting.
+        let ooms = if by == EndedBy::Exit(0) { self.ooms } else { statistics::out_of_memory_kills() };
+        let ended = Ended { by, oom: ooms > self.ooms };
+        if self.container.as_ref().is_some_and(|container| container.pid == pid) {
+            if self.container.take().is_some_and(|container| container.lasting) {
+                rustix::fs::sync();
+            }
+            self.ooms = ooms;
+        }
+        ended
+    }
+
+    /// Does what a message asks of the container as a whole.
+    ///
+    /// # Errors
+    /// [`Refusal`]
+    pub fn answer(&mut self, question: Question) -> core::result::Result<Message, Refusal> {
+        let Some(container) = &mut self.container else {
+            return Err((ErrorCode::NO_PROCESS, "no container runs".into()));
+        };
+        if question == Question::Stats {
+            return Ok(Message::Usage(statistics::usage(container.cgroup.as_ref())));
+        }
+        let none = || (ErrorCode::FAILED, "this kernel has no control groups".into());
+        let cgroup = container.cgroup.as_ref().ok_or_else(none)?;
+        match question {
+            Question::Top => return Ok(Message::Processes(statistics::processes(cgroup, container.pid))),
+            Question::Freeze(frozen) => {
+                let outcome = if frozen { cgroup.freeze() } else { cgroup.thaw() };
+                outcome.map_err(failed("cannot stop or continue the container's processes"))?;
+                container.paused = frozen;
+            }
+            Question::SignalAll(signal) => cgroup.processes().into_iter().for_each(|pid| sys::kill(pid, signal)),
+            Question::Stats => {}
+        }
+        Ok(Message::Ack)
+    }
+}
+
+/// What a message asks of the container as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// To stop, or to go on.
+    Freeze(bool),
+    /// What it uses.
+    Stats,
+    /// Who runs in it.
+    Top,
+    /// To pass this signal to all its processes.
+    SignalAll(u8),
+}

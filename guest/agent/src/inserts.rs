@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a container gets from outside: mounts of the user's, and files that the host has made.
+
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::vec::Vec;
+
+use coracle_protocol::{Container, File, Mount, Source};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{CWD, Mode, OFlags, mkdir};
+use rustix::io::{Errno, Result};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_remount, move_mount, open_tree};
+
+use crate::rootfs::make_directories;
+use crate::workload::{Refusal, failed};
+
+/// Where what is mounted singly comes from, in file systems of the agent's.
+const FILES: &str = "/run/files";
+const SHARES: &str = "/run/shares";
+
+/// Mounts of one file each that are not anywhere yet.
+pub struct Inserts {
+    /// One for each of the container's files.
+    files: Vec<OwnedFd>,
+    /// One for each of the mounts that is of a file.
+    shared: Vec<OwnedFd>,
+}
+
+/// Opens what can be reached only from outside the container's root.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn open(container: &Container) -> core::result::Result<Inserts, Refusal> {
+    let mut files = Vec::with_capacity(container.files.len());
+    if !container.files.is_empty() {
+        make_own_directory(FILES).map_err(failed(FILES))?;
+    }
+    for (number, file) in container.files.iter().enumerate() {
+        let path = file.path.escape_ascii();
+        files.push(write(number, file).map_err(failed(format_args!("cannot make file {path}")))?);
+    }
+    let mut shared = Vec::new();
+    for (number, one) in container.mounts.iter().enumerate() {
+        if let Source::SharedFile(tag, name) = &one.source {
+            let file = open_shared(number, tag.as_str(), name);
+            shared.push(file.map_err(failed(format_args!("cannot find {} in share {tag}", name.escape_ascii())))?);
+        }
+    }
+    Ok(Inserts { files, shared })
+}
+
+/// Puts everything where it belongs, from within the root.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn place(container: &Container, inserts: Inserts) -> core::result::Result<(), Refusal> {
+    let mut shared = inserts.shared.into_iter();
+    for one in &container.mounts {
+        let target = one.target.escape_ascii();
+        mount_one(one, &mut shared).map_err(failed(format_args!("cannot mount {target}")))?;
+    }
+    for (file, from) in container.files.iter().zip(inserts.files) {
+        put_file(&from, &file.path).map_err(failed(format_args!("cannot put {} there", file.path.escape_ascii())))?;
+    }
+    Ok(())
+}
+
+fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>) -> Result<()> {
+    let (target, flags) = (one.target.as_slice(), MountFlags::from_bits_retain(one.flags));
+    match &one.source {
+        Source::Memory(options) => {
+            make_directories(target);
+            let options = CString::new(options.as_slice()).map_err(|_| Errno::INVAL)?;
+            mount(c"tmpfs", target, c"tmpfs", flags, &*options)
+        }
+        Source::Shared(tag) => {
+            make_directories(target);
+            mount(tag.as_str(), target, c"virtiofs", flags, c"")
+        }
+        Source::SharedFile(..) => {
+            put_file(&shared.next().ok_or(Errno::NOENT)?, target)?;
+            mount_remount(target, MountFlags::BIND | flags, c"")
+        }
+    }
+}
+
+/// Over the file that is there, which is made if there is none.
+fn put_file(file: impl AsFd, path: &[u8]) -> Result<()> {
+    let put = || {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
+        move_mount(file.as_fd(), c"", CWD, path, flags)
+    };
+    match put() {
+        Err(Errno::NOENT) => {
+            let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+            make_directories(path.get(..end).unwrap_or_default());
+            let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+            drop(rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?);
+            put()
+        }
+        other => other,
+    }
+}
+
+/// Writes a file of the agent's, and gives a mount of it alone.
+fn write(number: usize, file: &File) -> Result<OwnedFd> {
+    let path = format!("{FILES}/{number}");
+    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+    let open = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(file.mode & 0o7777))?;
+    let mut rest = file.content.as_slice();
+    while !rest.is_empty() {
+        let count = rustix::io::write(&open, rest)?;
+        rest = rest.get(count..).unwrap_or_default();
+    }
+    alone(path.as_str())
+}
+
+/// Mounts a share where only the agent sees it, and gives a mount of one of its files.
+fn open_shared(number: usize, tag: &str, name: &[u8]) -> Result<OwnedFd> {
+    make_own_directory(SHARES)?;
+    let share = format!("{SHARES}/{number}");
+    make_own_directory(&share)?;
+    mount(tag, share.as_str(), c"virtiofs", MountFlags::empty(), c"")?;
+    if name.contains(&b'/') {
+        return Err(Errno::INVAL);
+    }
+    alone([share.as_bytes(), b"/", name].concat().as_slice())
+}
+
+fn alone(path: impl rustix::path::Arg) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    open_tree(CWD, path, flags)
+}
+
+fn make_own_directory(path: &str) -> Result<()> {
+    match mkdir(path, Mode::from_raw_mode(0o700)) {
+        Err(Errno::EXIST) => Ok(()),
+        other => other,
+    }
+}

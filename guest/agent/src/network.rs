@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Interfaces, addresses and routes: all in one message to the kernel (`rtnetlink(7)`).
+
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use coracle_protocol::Interface;
+use rustix::fd::OwnedFd;
+use rustix::io::{Errno, Result};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+
+use crate::sys;
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const RTM_NEWROUTE: u16 = 24;
+const NLMSG_ERROR: u16 = 2;
+const NLM_F_REQUEST: u16 = 1;
+/// `NLM_F_CREATE | NLM_F_REPLACE`: what is there already is right already.
+const NLM_F_SET: u16 = 0x500;
+const IFLA_MTU: u16 = 4;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_BROADCAST: u16 = 4;
+/// An address of IPv6 can be used at once: the host has made sure that it is nobody else's.
+const IFA_F_NODAD: u8 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RT_TABLE_MAIN: u8 = 254;
+const RTPROT_BOOT: u8 = 3;
+const RTN_UNICAST: u8 = 1;
+/// The gateway is on this link, whatever the addresses say.
+const RTNH_F_ONLINK: u32 = 4;
+const IFF_UP: u32 = 1;
+/// The kernel's first interface.
+const LOOPBACK: u32 = 1;
+
+/// Brings up the loopback and these. A kernel without a network has none, and then nobody may ask for one.
+///
+/// # Errors
+/// The kernel's: there is no such interface, or an address makes no sense.
+pub fn configure(interfaces: &[Interface]) -> Result<()> {
+    // No protocol is the first one, NETLINK_ROUTE.
+    let socket = match socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None) {
+        Err(_) if interfaces.is_empty() => return Ok(()),
+        other => other?,
+    };
+    let mut batch = Batch::default();
+    batch.link(LOOPBACK, None);
+    for one in interfaces {
+        let index = sys::interface_index(&socket, one.name.as_str().as_bytes())?;
+        batch.link(index, one.mtu);
+        one.addresses.iter().for_each(|address| batch.address(index, address.address, address.prefix));
+        one.gateways.iter().for_each(|gateway| batch.default_route(index, *gateway));
+    }
+    send(&socket, &batch.0, SendFlags::empty())?;
+    first_error(&socket)
+}
+
+/// The kernel has done everything by now; it answers only what failed.
+fn first_error(socket: &OwnedFd) -> Result<()> {
+    let mut answer = [0; 256];
+    match recv(socket, &mut answer, RecvFlags::DONTWAIT) {
+        Err(Errno::AGAIN) => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => match answer {
+            // A `struct nlmsghdr`, then the error, negated.
+            [_, _, _, _, k0, k1, _, _, _, _, _, _, _, _, _, _, e0, e1, e2, e3, ..]
+                if u16::from_ne_bytes([k0, k1]) == NLMSG_ERROR =>
+            {
+                match i32::from_ne_bytes([e0, e1, e2, e3]).checked_neg() {
+                    Some(error @ 1..=4095) => Err(Errno::from_raw_os_error(error)),
+                    _ => Ok(()),
+                }
+            }
+            _ => Err(Errno::PROTO),
+        },
+    }
+}
+
+/// Messages behind each other.
+#[derive(Default)]
+struct Batch(Vec<u8>);
+
+impl Batch {
+    fn link(&mut self, index: u32, mtu: Option<u32>) {
+        // A `struct ifinfomsg`: family, type, index, flags, which of them to change.
+        let body = [[0; 4], index.to_ne_bytes(), IFF_UP.to_ne_bytes(), IFF_UP.to_ne_bytes()].concat();
+        let mtu = mtu.map(u32::to_ne_bytes);
+        self.message(RTM_NEWLINK, 0, &body, mtu.iter().map(|mtu| (IFLA_MTU, &mtu[..])));
+    }
+
+    fn address(&mut self, index: u32, address: IpAddr, prefix: u8) {
+        let (family, flags) = (family(address), if address.is_ipv6() { IFA_F_NODAD } else { 0 });
+        // A `struct ifaddrmsg`: family, prefix, flags, scope, index.
+        let body = [[family, prefix, flags, 0], index.to_ne_bytes()].concat();
+        let octets = octets(address);
+        let broadcast = match address {
+            IpAddr::V4(address) if prefix < 31 => {
+                let host_bits = u32::MAX.checked_shr(prefix.into()).unwrap_or(0);
+                Some((address.to_bits() | host_bits).to_be_bytes())
+            }
+            _ => None,
+        };
+        let attributes = [(IFA_LOCAL, &octets[..]), (IFA_ADDRESS, &octets[..])].into_iter();
+        self.message(
+            RTM_NEWADDR,
+            NLM_F_SET,
+            &body,
+            attributes.chain(broadcast.iter().map(|address| (IFA_BROADCAST, &address[..]))),
+        );
+    }
+
+    fn default_route(&mut self, index: u32, gateway: IpAddr) {
+        // A `struct rtmsg`: family, lengths of destination and source, type of service, table, protocol, scope, type;
+        // flags.
+        let body =
+            [[family(gateway), 0, 0, 0], [RT_TABLE_MAIN, RTPROT_BOOT, 0, RTN_UNICAST], RTNH_F_ONLINK.to_ne_bytes()];
+        let attributes = [(RTA_GATEWAY, &octets(gateway)[..]), (RTA_OIF, &index.to_ne_bytes()[..])];
+        self.message(RTM_NEWROUTE, NLM_F_SET, &body.concat(), attributes.into_iter());
+    }
+
+    fn message<'a>(&mut self, kind: u16, flags: u16, body: &[u8], attributes: impl Iterator<Item = (u16, &'a [u8])>) {
+        let start = self.0.len();
+        self.0.extend_from_slice(&[0; 4]);
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(&(NLM_F_REQUEST | flags).to_ne_bytes());
+        self.0.extend_from_slice(&[0; 8]);
+        self.0.extend_from_slice(body);
+        for (kind, value) in attributes {
+            // No value is longer than an address; all are multiples of four, as everything must be here.
+            let length = u16::try_from(4 + value.len()).unwrap_or(4);
+            self.0.extend_from_slice(&length.to_ne_bytes());
+            self.0.extend_from_slice(&kind.to_ne_bytes());
+            self.0.extend_from_slice(value);
+        }
+        let length = u32::try_from(self.0.len() - start).unwrap_or(0);
+        if let Some(place) = self.0.get_mut(start..start + 4) {
+            place.copy_from_slice(&length.to_ne_bytes());
+        }
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    u8::try_from(family.as_raw()).unwrap_or(0)
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_have_the_kernel_s_layout() {
+        let mut batch = Batch::default();
+        batch.address(2, "10.1.2.3".parse().unwrap(), 24);
+        assert_eq!(batch.0.len(), 16 + 8 + 3 * 8);
+        assert_eq!(batch.0.get(..8), Some(&[48, 0, 0, 0, 20, 0, 1, 5][..]));
+        assert_eq!(batch.0.get(16..24), Some(&[2, 24, 0, 0, 2, 0, 0, 0][..]));
+        assert_eq!(batch.0.get(40..), Some(&[8, 0, 4, 0, 10, 1, 2, 255][..]));
+        batch.default_route(2, "fe80::1".parse().unwrap());
+        assert_eq!(batch.0.get(48..56), Some(&[56, 0, 0, 0, 24, 0, 1, 5][..]));
+        assert_eq!(batch.0.len(), 48 + 16 + 12 + 20 + 8);
+        assert_eq!(batch.0.get(64..76), Some(&[10, 0, 0, 0, 254, 3, 0, 1, 4, 0, 0, 0][..]));
+    }
+}
