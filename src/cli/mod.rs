@@ -10,6 +10,7 @@ mod images;
 mod inspect;
 mod load;
 mod login;
+mod network;
 mod pull;
 mod pull_progress;
 mod push;
@@ -63,6 +64,8 @@ enum Verb {
     Rmi(rmi::RmiArgs),
     /// Show and free what is kept on this host.
     System(system::SystemArgs),
+    /// Create, list and remove networks of containers.
+    Network(network::NetworkArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
         Verb::Save(args) => save::run(&args),
         Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
+        Verb::Network(args) => network::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),
