@@ -17,6 +17,7 @@ mod load;
 mod login;
 mod logs;
 mod monitor;
+mod network;
 mod pause;
 mod ps;
 mod pull;
@@ -112,6 +113,8 @@ enum Verb {
     Rmi(rmi::RmiArgs),
     /// Show and free what is kept on this host.
     System(system::SystemArgs),
+    /// Create, list and remove networks of containers.
+    Network(network::NetworkArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -166,6 +169,7 @@ pub fn main() -> ExitCode {
         Verb::Save(args) => save::run(&args),
         Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
+        Verb::Network(args) => network::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),

@@ -117,12 +117,7 @@ impl Tap {
     pub fn open(name: &str) -> Result<Self, NetError> {
         let (mut request, c_name) = request(name)?;
         let owned = || name.to_owned();
-        let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(TUN);
-        let file = file.map_err(|source| match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
-            _ => NetError::NoTun { source },
-        })?;
+        let file = open_tun()?;
         // With the privilege to do so, TUNSETIFF creates what it does not find.
         let index = index_of(&c_name).ok_or_else(|| NetError::Missing { name: owned() })?;
         request.ifr_ifru.ifru_flags = short(FORMAT);
@@ -139,6 +134,20 @@ impl Tap {
             log::warn!("TAP {name} is down: the guest has no network until `ip link set {name} up`");
         }
         Ok(tap)
+    }
+
+    /// Makes a TAP that stays when nobody has it open. It may be there already, unless someone has it open.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn create(name: &str) -> Result<(), NetError> {
+        let (mut request, _) = request(name)?;
+        let file = open_tun()?;
+        request.ifr_ifru.ifru_flags = short(FORMAT);
+        interface_ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request).map_err(|source| refusal(name, source))?;
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1 as c_ulong) };
+        check(result).map_err(|source| NetError::System { name: name.to_owned(), what: "TUNSETPERSIST", source })
     }
 
     /// Takes over a TAP that was attached elsewhere.
@@ -243,6 +252,15 @@ impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+fn open_tun() -> Result<File, NetError> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(TUN);
+    file.map_err(|source| match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
+        _ => NetError::NoTun { source },
+    })
 }
 
 /// Why TUNSETIFF did not attach to the interface `name`.
