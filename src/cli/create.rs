@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle create`, and the flags that it shares with `run`.
 
+mod network;
+mod surroundings;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,7 +17,8 @@ use coracle::signals;
 use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
 use jiff::Timestamp;
 
-use super::boot::memory_mib;
+use self::network::NetworkArgs;
+use self::surroundings::{SurroundingsArgs, bytes};
 use super::pull_progress::{ProgressKind, PullProgress};
 use super::registry_access::AccessArgs;
 use super::store;
@@ -67,8 +71,8 @@ pub struct ContainerArgs {
     /// Number of vCPUs, 1 to 8; a fraction is rounded up
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus)]
     cpus: u32,
-    /// Memory of the microVM, in MiB or with a unit (K, M, G)
-    #[arg(short, long, value_name = "SIZE", default_value = "128M", value_parser = memory_mib)]
+    /// Memory of the microVM, such as 512m or 2g; a number alone is in bytes, or in MiB where it is small
+    #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
     memory: u64,
     /// Note something about the container: NAME=VALUE
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -85,6 +89,10 @@ pub struct ContainerArgs {
     /// Write the container's id to this file, which may not exist
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    surroundings: SurroundingsArgs,
     /// When to ask the registry for the image
     #[arg(long, value_name = "WHEN", default_value = "missing")]
     pull: PullPolicy,
@@ -137,7 +145,7 @@ impl ContainerArgs {
             None => None,
         };
         let environment = self.environment(what)?;
-        let container = containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment))?;
+        let container = containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;
         }
@@ -169,7 +177,14 @@ impl ContainerArgs {
         }
     }
 
-    fn config(&self, id: String, name: String, image: &Image, environment: Vec<String>) -> Result<Config, Failure> {
+    fn config(
+        &self,
+        id: String,
+        name: String,
+        image: &Image,
+        environment: Vec<String>,
+        what: &str,
+    ) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
         let overrides = Overrides {
             command: self.command.clone(),
@@ -201,6 +216,8 @@ impl ContainerArgs {
             stop_timeout: self.stop_timeout.map_or(Some(STOP_TIMEOUT), |seconds| u64::try_from(seconds).ok()),
             labels: labels.into_iter().collect(),
             log: self.log_driver,
+            network: self.network.read(settings.exposed_ports().as_deref().unwrap_or_default(), what)?,
+            surroundings: self.surroundings.read(),
         })
     }
 }
@@ -209,6 +226,15 @@ impl ContainerArgs {
 fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
     (1..=8).find(|&cpus| number > 0.0 && number <= f64::from(cpus)).ok_or_else(|| "a microVM has 1 to 8 vCPUs".to_owned())
+}
+
+/// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.
+fn memory(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?;
+    match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
+        true => Ok(size),
+        false => Ok(size.div_ceil(1 << 20)),
+    }
 }
 
 /// For clap: a signal's name or number.

@@ -10,9 +10,9 @@ use std::thread::{self, JoinHandle};
 use anyhow::Context;
 use clap::Args;
 use coracle::failure::Failure;
-use coracle::sandbox::{Agent, Handle, NotRun, ProcessStart};
+use coracle::sandbox::{Agent, Handle, NotRun, ProcessStart, capabilities};
 use coracle::signals;
-use coracle::supervisor::{Container, Status};
+use coracle::supervisor::{Container, Status, describe};
 use coracle_protocol::WindowSize;
 
 use super::boot::terminal::RawTerminal;
@@ -50,6 +50,9 @@ pub struct ExecArgs {
     /// Who to run as: USER[:GROUP], names or numbers
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
+    /// Give the program all capabilities
+    #[arg(long)]
+    privileged: bool,
     /// Name, or id or its beginning
     container: String,
     /// The command, and its arguments
@@ -85,9 +88,13 @@ pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let mut spec = container.config.process.clone();
     spec.arguments.clone_from(&args.command);
     let spec = spec.with(&environment, args.workdir.as_deref(), args.user.as_deref());
+    let mut surroundings = container.config.surroundings.clone();
+    if args.privileged {
+        surroundings.capabilities = capabilities::ALL;
+    }
     let size = session::size().unwrap_or_default();
     let window = args.tty.then_some(WindowSize { rows: size.rows, columns: size.columns });
-    let start = ProcessStart { container: None, process: spec.process(window), stdin: input, output: !args.detach };
+    let start = ProcessStart { container: None, process: describe::process(&spec, &surroundings, window), stdin: input, output: !args.detach };
     let mut process = match Agent::connect(&Container::vsock(&state))?.start(start) {
         Ok(process) => process,
         Err(NotRun { failure, status }) => {

@@ -123,7 +123,7 @@ fn row(container: &Container, state: &State, whole: bool) -> Value {
         "RunningFor": units::ago(seconds_since(config.created)),
         "State": state.status.word(),
         "Status": status(state),
-        "Ports": "",
+        "Ports": state.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
         "Names": config.name,
         "Labels": labels.join(","),
         "CPUs": config.shape.cpus.to_string(),

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
+use crate::vmm::devices::virtio::net::NetConfig;
 use crate::vmm::process::Vmm;
 use crate::vmm::stages::Stage;
 
@@ -49,12 +50,12 @@ impl Stopper {
 }
 
 impl MicroVm {
-    /// Starts a VM of this shape with the disk `rootfs` in it; its vsock is at `vsock` on the host.
+    /// Starts a VM of this shape with the disk `rootfs` and these network cards; its vsock is at `vsock` on the host.
     ///
     /// # Errors
     /// The VMM cannot be started.
-    pub fn start(rootfs: &Path, shape: Shape, vsock: &Path) -> Result<Self, Failure> {
-        let vmm = Vmm::start(config(rootfs, shape, vsock)?)?;
+    pub fn start(rootfs: &Path, shape: Shape, nets: Vec<NetConfig>, vsock: &Path) -> Result<Self, Failure> {
+        let vmm = Vmm::start(config(rootfs, shape, &nets, vsock)?)?;
         let events = follow(&vmm)?;
         Ok(Self { vmm, events })
     }
@@ -107,7 +108,7 @@ fn built(path: PathBuf) -> Result<PathBuf, Failure> {
     Err(Failure::new(what, "the guest has not been built", "scripts/start in Coracle's source, or set CORACLE_CACHE"))
 }
 
-fn config(rootfs: &Path, shape: Shape, vsock: &Path) -> Result<MachineConfig, Failure> {
+fn config(rootfs: &Path, shape: Shape, nets: &[NetConfig], vsock: &Path) -> Result<MachineConfig, Failure> {
     let config = json!({
         "kernel": built(cache::guest_kernel())?,
         "initrd": built(cache::guest_initramfs())?,
@@ -115,6 +116,7 @@ fn config(rootfs: &Path, shape: Shape, vsock: &Path) -> Result<MachineConfig, Fa
         "memory_mib": shape.memory_mib,
         "console": "none",
         "disks": [{ "path": rootfs, "read_only": true }],
+        "nets": nets,
         "vsock": { "path": vsock, "cid": 3 },
     });
     serde_json::from_value(config)

@@ -2,18 +2,13 @@
 //! What a container's process is: the image's configuration (OCI image specification, "config.md") with what the user
 //! says instead.
 
-use coracle_protocol::{Container, Process, Text, WindowSize};
 use oci_spec::image::ImageConfiguration;
 use serde::{Deserialize, Serialize};
 
-use super::capabilities;
 use crate::failure::Failure;
 
 /// Where programs are looked for if neither image nor user says so, as with Docker.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Bytes of `/dev/shm` that a container has with Docker.
-const SHM_SIZE: u64 = 64 << 20;
 
 /// A container's process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,30 +74,6 @@ impl ProcessSpec {
             hostname: hostname.to_owned(),
         };
         Ok(base.with(&overrides.environment, overrides.directory.as_deref(), overrides.user.as_deref()))
-    }
-
-    /// What the agent is told of the container that this is the first process of.
-    pub fn container(&self) -> Container {
-        Container {
-            root: Text::new("/dev/vda"),
-            hostname: Text::new(&self.hostname),
-            shm_size: SHM_SIZE,
-            ..Container::default()
-        }
-    }
-
-    /// What the agent is told of the process.
-    pub fn process(&self, terminal: Option<WindowSize>) -> Process {
-        let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-        Process {
-            arguments: bytes(&self.arguments),
-            environment: bytes(&self.environment),
-            directory: self.directory.clone().into_bytes(),
-            user: self.user.clone().into_bytes(),
-            capabilities: capabilities::DEFAULT,
-            terminal,
-            ..Process::default()
-        }
     }
 
     /// The same with other settings: `NAME=value`, or `NAME` for that of the caller's environment; a directory, relative

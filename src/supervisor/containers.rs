@@ -20,16 +20,16 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::names;
-use super::record::{Config, State, Status};
+use super::record::{Config, State};
 use super::wire::Exit;
 use crate::failure::Failure;
+use crate::network;
 
 /// The containers of one user.
 #[derive(Clone, Debug)]
@@ -266,13 +266,16 @@ impl Container {
         // The VMM ends with its monitor; the sockets are what is left.
         remove_sockets(&state.sockets);
         *state = State {
-            status: Status::Exited,
-            pid: 0,
-            finished: Some(Timestamp::now()),
             exit: Exit { status: KILLED, out_of_memory: false },
             error: "its monitor was killed".to_owned(),
-            ..state.clone()
+            ..state.clone().ended()
         };
+        // It has lost its lock, by which the networks know that it is dead.
+        if self.config.network.is_some()
+            && let Err(failure) = network::reconcile()
+        {
+            log::warn!("{failure}");
+        }
         self.set_state(state)
     }
 
@@ -285,6 +288,9 @@ impl Container {
         match fs::remove_file(self.directory.join("config.json")) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("remove", &self.directory)(error)),
             _ => {}
+        }
+        if self.config.network.is_some() {
+            network::forget(&self.config.id)?;
         }
         match fs::remove_dir_all(&self.directory) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot("remove", &self.directory)(error)),

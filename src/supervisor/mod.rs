@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod containers;
+pub mod describe;
 pub mod log;
 pub mod monitor;
 pub mod names;
@@ -14,4 +15,4 @@ pub mod wire;
 
 pub use client::Connection;
 pub use containers::{Container, Containers};
-pub use record::{Config, ImageUse, LogDriver, State, Status};
+pub use record::{Config, ImageUse, Limit, LogDriver, NetworkUse, State, Status, Surroundings};

@@ -2,14 +2,18 @@
 //! What is kept on the disk of a container.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::wire::Exit;
 use crate::image::Digest;
+use crate::network::{Publish, Published};
 use crate::sandbox::{ProcessSpec, Shape};
+use crate::vmm::devices::virtio::net::MacAddress;
 
 /// A container as it was made. Only its name can change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,69 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Where its output is kept.
     pub log: LogDriver,
+    /// How it is connected; `None` for not at all.
+    pub network: Option<NetworkUse>,
+    /// What its processes may and have.
+    pub surroundings: Surroundings,
+}
+
+/// How a container is connected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUse {
+    /// Name of its network.
+    pub name: String,
+    /// The address that it is to have there; `None` for any.
+    pub address: Option<Ipv4Addr>,
+    /// That of its card; `None` for one made of its address.
+    pub mac: Option<MacAddress>,
+    /// More names that others find it by.
+    pub aliases: Vec<String>,
+    /// Ports published on the host.
+    pub ports: Vec<Publish>,
+    /// Name servers instead of the network's.
+    pub dns: Vec<IpAddr>,
+    /// Domains that names are completed with, instead of the host's.
+    pub search: Vec<String>,
+}
+
+/// What the processes of a container find around them, and what they may.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Surroundings {
+    /// The root cannot be written.
+    pub read_only: bool,
+    /// File systems in memory: where, and with which options.
+    pub tmpfs: Vec<(String, String)>,
+    /// Bytes of `/dev/shm`.
+    pub shm_size: u64,
+    /// Most processes and threads.
+    pub pids_limit: Option<u32>,
+    /// Capabilities, as the kernel's mask.
+    pub capabilities: u64,
+    /// All of the guest is theirs.
+    pub privileged: bool,
+    /// A small PID 1 reaps orphans.
+    pub init: bool,
+    /// Set-user-ID bits do nothing.
+    pub no_new_privileges: bool,
+    /// Resource limits.
+    pub limits: Vec<Limit>,
+    /// More groups of the user's.
+    pub groups: Vec<String>,
+    /// Kernel parameters of the container's namespaces.
+    pub sysctls: Vec<(String, String)>,
+    /// Names in its `/etc/hosts`.
+    pub hosts: Vec<(String, IpAddr)>,
+}
+
+/// A resource limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// `RLIMIT_…` of `asm-generic/resource.h`.
+    pub resource: u8,
+    /// In force; the highest number is none at all.
+    pub soft: u64,
+    /// Up to where it can be raised.
+    pub hard: u64,
 }
 
 /// The image of a container.
@@ -79,8 +146,27 @@ pub struct State {
     pub exit: Exit,
     /// Why it could not be started.
     pub error: String,
+    /// Its addresses, with the size of their network, while it runs.
+    pub addresses: Vec<IpNet>,
+    /// Its ports on the host while it runs.
+    pub ports: Vec<Published>,
     /// Where the sockets of its monitor and its VM are while it runs.
     pub sockets: PathBuf,
+}
+
+impl State {
+    /// The same, now that it has ended.
+    #[must_use]
+    pub fn ended(self) -> Self {
+        Self {
+            status: Status::Exited,
+            pid: 0,
+            finished: Some(Timestamp::now()),
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            ..self
+        }
+    }
 }
 
 /// What a container does.

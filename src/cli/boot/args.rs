@@ -204,7 +204,7 @@ fn split(text: &str) -> impl Iterator<Item = String> {
 }
 
 /// A size in MiB: a number of MiB, or with K, M or G (and an optional B or iB) after it.
-pub fn memory_mib(text: &str) -> Result<u64, String> {
+fn memory_mib(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit = text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase();
     let number: u64 = digits.parse().map_err(|_| "a number of MiB, or one with K, M or G after it".to_owned())?;

@@ -21,10 +21,12 @@ use jiff::Timestamp;
 use self::clients::Clients;
 use self::output::Output;
 use super::containers::{Container, Held, remove_sockets};
-use super::record::{LogDriver, State, Status};
+use super::describe;
+use super::record::{Config, LogDriver, NetworkUse, State, Status};
 use super::wire::{Exit, Reply, Size, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
+use crate::network::{self, Attachment};
 use crate::sandbox::{Agent, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
 
 /// Exit status of a program that was killed with its VM.
@@ -104,12 +106,12 @@ impl Monitor {
             ..before.clone()
         };
         let (reply, outcome) = match self.start(&mut state) {
-            Ok((vm, process)) => {
-                let outcome = self.follow(vm, process);
+            Ok(started) => {
+                let outcome = self.follow(started);
                 let exit = outcome.as_ref().copied().unwrap_or(Exit { status: KILLED, out_of_memory: false });
                 let error = outcome.as_ref().err().map(|failure| failure.why.clone()).unwrap_or_default();
                 state =
-                    State { status: Status::Exited, pid: 0, finished: Some(Timestamp::now()), exit, error, ..state };
+                    State { exit, error, ..state.ended() };
                 (Reply::Ended(exit), outcome.map(drop))
             }
             Err(NotRun { failure, status }) => {
@@ -132,7 +134,7 @@ impl Monitor {
     }
 
     /// Up to where the program runs.
-    fn start(&self, state: &mut State) -> Result<(MicroVm, Running), NotRun> {
+    fn start(&self, state: &mut State) -> Result<Started, NotRun> {
         let config = &self.container.config;
         let what = format!("cannot start container {}", config.name);
         let explain = |problem| Failure::from(crate::image::ImageError::new(&what)(problem));
@@ -141,15 +143,19 @@ impl Monitor {
         let content = store.hold_content().map_err(explain)?;
         let image = store.image(&config.image.manifest).map_err(explain)?;
         let rootfs = store.rootfs(&image).map_err(Failure::from)?;
-        let vm = MicroVm::start(&rootfs, config.shape, &self.vsock)?;
+        let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
+        state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
+        state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
+        let nets = connected.iter().map(Attachment::config).collect();
+        let vm = MicroVm::start(&rootfs, config.shape, nets, &self.vsock)?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
         vm.ready()?;
         drop(content);
         let Size { rows, columns } = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(WindowSize { rows, columns });
         let start = ProcessStart {
-            container: Some(config.process.container()),
-            process: config.process.process(terminal),
+            container: Some(describe::container(config, connected.as_ref())),
+            process: describe::process(&config.process, &config.surroundings, terminal),
             stdin: config.interactive,
             output: true,
         };
@@ -159,11 +165,12 @@ impl Monitor {
         state.status = Status::Running;
         state.pid = vm.pid();
         self.container.set_state(state)?;
-        Ok((vm, process))
+        Ok(Started { vm, process, connected })
     }
 
     /// From there to its end.
-    fn follow(self: &Arc<Self>, vm: MicroVm, mut process: Running) -> Result<Exit, Failure> {
+    fn follow(self: &Arc<Self>, started: Started) -> Result<Exit, Failure> {
+        let Started { vm, mut process, connected } = started;
         let path = self.container.log();
         let kept = (self.container.config.log == LogDriver::JsonFile).then_some(&*path);
         let output = Output::open(Arc::clone(self), kept)?;
@@ -177,6 +184,8 @@ impl Monitor {
         let ended = process.wait().map_err(|failure| vm.gone(failure.why));
         output.finish(FAREWELL);
         vm.stop();
+        // Ports are free again before anybody hears of the end.
+        drop(connected);
         ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
     }
 
@@ -299,6 +308,25 @@ impl Monitor {
             };
         }
     }
+}
+
+/// A container whose program runs. The VM ends before its network does.
+struct Started {
+    vm: MicroVm,
+    process: Running,
+    connected: Option<Attachment>,
+}
+
+fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
+    let short = config.id.chars().take(12).collect();
+    network::attach(&network::Request {
+        network: network.name.clone(),
+        container: config.id.clone(),
+        names: std::iter::once(&config.name).chain(&network.aliases).cloned().chain([short]).collect(),
+        address: network.address,
+        mac: network.mac,
+        ports: network.ports.clone(),
+    })
 }
 
 /// A directory for sockets: short, since the name of one has 107 bytes at most.
