@@ -13,7 +13,7 @@ use super::ports::{self, Listener, Proxy, Publish, Published};
 use super::store::{Locked, Store};
 use super::{host, ipam, manage};
 use crate::failure::Failure;
-use crate::vmm::devices::virtio::net::{MacAddress, NetConfig};
+use crate::vmm::devices::virtio::net::{MacAddress, NetBackend, NetConfig};
 
 /// A container that is to be attached to a network.
 #[derive(Clone, Debug)]
@@ -32,18 +32,11 @@ pub struct Request {
     pub ports: Vec<Publish>,
 }
 
-/// What the container's network card is connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Card {
-    /// A TAP interface of the host, by name, for the VMM to open.
-    Tap(String),
-}
-
 /// A container's connection to a network, which ends when this is dropped, or the process ends.
 #[derive(Debug)]
 pub struct Attachment {
-    /// The other end of the card.
-    pub card: Card,
+    /// What the guest's card is to be connected to.
+    pub backend: NetBackend,
     /// The card's address.
     pub mac: MacAddress,
     /// Addresses for the container's interface, with prefix lengths; IPv4 comes first.
@@ -75,9 +68,7 @@ impl Attachment {
 
     /// How the VMM is to connect the guest's card.
     pub fn config(&self) -> NetConfig {
-        match &self.card {
-            Card::Tap(name) => NetConfig { tap: name.clone(), mac: Some(self.mac) },
-        }
+        NetConfig { backend: self.backend.clone(), mac: Some(self.mac) }
     }
 
     /// Ends it, and says what did not work.
@@ -142,7 +133,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     network.leases.insert(request.container.clone(), lease.clone());
     locked.save(network)?;
     let mut attachment = Attachment {
-        card: Card::Tap(lease.tap.clone()),
+        backend: NetBackend::Tap(lease.tap.clone()),
         mac: lease.mac,
         addresses: network.addresses(&lease),
         gateways: if network.internal { Vec::new() } else { network.gateways().iter().map(IpNet::addr).collect() },

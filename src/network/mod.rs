@@ -18,7 +18,7 @@ pub mod ports;
 mod store;
 mod worker;
 
-pub use attach::{Attachment, Card, Request, attach, detach, forget, reconcile};
+pub use attach::{Attachment, Request, attach, detach, forget, reconcile};
 pub use manage::{New, Removed, create, find, list, prune, remove};
 pub use model::{DEFAULT, Ipv4Pool, Ipv6Pool, Lease, Network};
 pub use ports::{PortError, Protocol, Publish, Published};

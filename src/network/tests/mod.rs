@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::attach::attach_in;
-use super::{Attachment, Card, New, Publish, Request, Store};
-use crate::vmm::devices::virtio::net::Tap;
+use super::{Attachment, New, Publish, Request, Store};
+use crate::vmm::devices::virtio::net::{NetBackend, Tap};
 
 /// How long anything may take that works.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -124,7 +124,7 @@ struct Guest {
 impl Guest {
     fn start(store: &Store, request: &Request) -> Self {
         let attachment = attach_in(store, request).unwrap();
-        let Card::Tap(name) = &attachment.card;
+        let NetBackend::Tap(name) = &attachment.backend else { panic!("no TAP") };
         let host = Tap::open(name).unwrap();
         let namespace = Namespace::new();
         let (mac, addresses, gateways) = (attachment.mac, attachment.addresses.clone(), attachment.gateways.clone());

@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use libc::{
     IFF_NO_PI, IFF_TAP, IFF_UP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4,
@@ -69,6 +70,14 @@ pub enum NetError {
     /// The file handed in is not an attached TAP.
     #[error("the network file handed in is not a TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR set")]
     Format,
+    /// There is no connection to a network in user space.
+    #[error("nobody listens on socket {path}: {source}")]
+    Stream {
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The kernel refused something that it never should.
     #[error("interface {name}: {what} failed: {source}")]
     System {
@@ -96,6 +105,7 @@ impl NetError {
                 format!("`chmod 0666 {TUN}`; each interface is still its owner's alone")
             }
             NetError::Busy { .. } => "another TAP: each VM needs its own".to_owned(),
+            NetError::Stream { path, .. } => format!("`passt --socket {}`", path.display()),
             NetError::Format | NetError::System { .. } => "a TAP made with `ip tuntap add NAME mode tap`".to_owned(),
         }
     }
