@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{attach, create, exec, inspect, logs, pause, ps, rename, rm, run, start, stop, wait};
+use super::{attach, create, exec, inspect, logs, pause, port, ps, rename, rm, run, start, stats, stop, top, wait};
 
 /// Do the same and more to containers.
 #[derive(Debug, Args)]
@@ -47,6 +47,12 @@ enum ContainerVerb {
     Pause(pause::PauseArgs),
     /// Let the processes of paused containers go on.
     Unpause(pause::PauseArgs),
+    /// Show where on the host the ports of a container are.
+    Port(port::PortArgs),
+    /// Show the processes of a container.
+    Top(top::TopArgs),
+    /// Show what containers use.
+    Stats(stats::StatsArgs),
     /// Show all that is known of containers, as a JSON array.
     Inspect(inspect::InspectArgs),
     /// Remove all containers that do not run.
@@ -74,6 +80,9 @@ pub fn run(args: ContainerArgs) -> anyhow::Result<ExitCode> {
         ContainerVerb::Rename(args) => rename::run(&args),
         ContainerVerb::Pause(args) => pause::run(&args),
         ContainerVerb::Unpause(args) => pause::run_unpause(&args),
+        ContainerVerb::Port(args) => port::run(&args),
+        ContainerVerb::Top(args) => top::run(&args),
+        ContainerVerb::Stats(args) => stats::run(&args),
         ContainerVerb::Inspect(args) => inspect::run(&args),
         ContainerVerb::Prune(args) => rm::run_prune(&args),
     }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use coracle::failure::Failure;
-use coracle::supervisor::{Connection, Container, Containers, State};
+use coracle::supervisor::{Connection, Container, Containers, State, Status};
 
 use super::{error, store};
 
@@ -19,6 +19,20 @@ pub fn find(name: &str, what: &str) -> Result<(Container, State), Failure> {
     let container = open(what)?.find(name, what)?;
     let state = container.state()?;
     Ok((container, state))
+}
+
+/// The container of this name or id, whose program runs.
+pub fn up(name: &str, what: &str) -> Result<(Container, State), Failure> {
+    let (container, state) = find(name, what)?;
+    let name = &container.config.name;
+    match state.status {
+        Status::Running => Ok((container, state)),
+        Status::Paused => Err(Failure::new(what, "it is paused", format!("`coracle unpause {name}`"))),
+        Status::Created | Status::Exited => {
+            let why = format!("it is {}, not running", state.status.word());
+            Err(Failure::new(what, why, format!("`coracle start {name}`")))
+        }
+    }
 }
 
 /// The container of this name or id, which runs, and a connection to its monitor.

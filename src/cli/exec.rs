@@ -9,10 +9,9 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::Context;
 use clap::Args;
-use coracle::failure::Failure;
 use coracle::sandbox::{Agent, Handle, NotRun, ProcessStart, capabilities};
 use coracle::signals;
-use coracle::supervisor::{Container, Status, describe};
+use coracle::supervisor::{Container, describe};
 use coracle_protocol::WindowSize;
 
 use super::boot::terminal::RawTerminal;
@@ -66,18 +65,7 @@ pub struct ExecArgs {
 /// The container does not run.
 pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let what = format!("cannot run a program in container {}", args.container);
-    let (container, state) = containers::find(&args.container, &what)?;
-    let name = &container.config.name;
-    match state.status {
-        Status::Running => {}
-        Status::Paused => {
-            return Err(Failure::new(what, "it is paused", format!("`coracle unpause {name}`")).into());
-        }
-        Status::Created | Status::Exited => {
-            let why = format!("it is {}, not running", state.status.word());
-            return Err(Failure::new(what, why, format!("`coracle start {name}`")).into());
-        }
-    }
+    let (container, state) = containers::up(&args.container, &what)?;
     let (input, terminal) = (args.interactive && !args.detach, args.tty && !args.detach);
     session::check_terminal(terminal, input, &what)?;
     let signals = Signals::take().context("cannot catch signals")?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle inspect`: all that is known, with Docker's field names.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -8,6 +9,7 @@ use clap::{Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Found, Problem, Store};
 use coracle::supervisor::{Container, Containers, LogDriver, State, Status};
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -103,7 +105,15 @@ fn describe_container(container: &Container, state: &State) -> Value {
         "RestartCount": 0,
         "Driver": "erofs",
         "Platform": "linux",
+        "NetworkSettings": network_settings(container, state),
         "HostConfig": {
+            "NetworkMode": config.network.as_ref().map_or("none", |network| &network.name),
+            "ReadonlyRootfs": config.surroundings.read_only,
+            "Privileged": config.surroundings.privileged,
+            "Init": config.surroundings.init,
+            "PidsLimit": config.surroundings.pids_limit,
+            "ShmSize": config.surroundings.shm_size,
+            "Tmpfs": config.surroundings.tmpfs.iter().cloned().collect::<BTreeMap<_, _>>(),
             "AutoRemove": config.remove,
             "Isolation": "vm",
             "LogConfig": { "Type": if config.log == LogDriver::None { "none" } else { "json-file" }, "Config": {} },
@@ -124,6 +134,34 @@ fn describe_container(container: &Container, state: &State) -> Value {
             "StopTimeout": config.stop_timeout,
         },
     })
+}
+
+/// As `docker inspect` has them, the first network's once more at the top.
+fn network_settings(container: &Container, state: &State) -> Value {
+    let mut ports = serde_json::Map::new();
+    for port in &state.ports {
+        let name = format!("{}/{}", port.container, port.protocol);
+        let host = json!({ "HostIp": port.host.ip().to_string(), "HostPort": port.host.port().to_string() });
+        if let Some(list) = ports.entry(name).or_insert_with(|| json!([])).as_array_mut() {
+            list.push(host);
+        }
+    }
+    let text = |wanted: fn(&&IpNet) -> bool| {
+        let found = state.addresses.iter().find(wanted);
+        found.map_or((String::new(), 0), |net| (net.addr().to_string(), net.prefix_len()))
+    };
+    let (v4, v4_prefix) = text(|net| matches!(net, IpNet::V4(_)));
+    let (v6, v6_prefix) = text(|net| matches!(net, IpNet::V6(_)));
+    let network = json!({
+        "IPAddress": v4,
+        "IPPrefixLen": v4_prefix,
+        "GlobalIPv6Address": v6,
+        "GlobalIPv6PrefixLen": v6_prefix,
+        "Aliases": container.config.network.as_ref().map(|network| &network.aliases),
+    });
+    let name = container.config.network.as_ref().map(|network| network.name.clone());
+    let networks: BTreeMap<String, Value> = name.map(|name| (name, network)).into_iter().collect();
+    json!({ "IPAddress": v4, "IPPrefixLen": v4_prefix, "GlobalIPv6Address": v6, "Ports": ports, "Networks": networks })
 }
 
 fn describe_image(store: &Store, found: &Found) -> Result<Value, Problem> {

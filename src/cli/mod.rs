@@ -19,6 +19,7 @@ mod logs;
 mod monitor;
 mod network;
 mod pause;
+mod port;
 mod ps;
 mod pull;
 mod pull_progress;
@@ -31,11 +32,13 @@ mod run;
 mod save;
 mod session;
 mod start;
+mod stats;
 mod stop;
 mod store;
 mod system;
 mod tag;
 mod template;
+mod top;
 mod units;
 mod version;
 mod wait;
@@ -90,6 +93,12 @@ enum Verb {
     Pause(pause::PauseArgs),
     /// Let the processes of paused containers go on.
     Unpause(pause::PauseArgs),
+    /// Show where on the host the ports of a container are.
+    Port(port::PortArgs),
+    /// Show the processes of a container.
+    Top(top::TopArgs),
+    /// Show what containers use.
+    Stats(stats::StatsArgs),
     /// Do the same and more to containers: `container ls`, `container prune`.
     Container(container::ContainerArgs),
     /// Look after a running container.
@@ -158,6 +167,9 @@ pub fn main() -> ExitCode {
         Verb::Rename(args) => rename::run(&args),
         Verb::Pause(args) => pause::run(&args),
         Verb::Unpause(args) => pause::run_unpause(&args),
+        Verb::Port(args) => port::run(&args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Stats(args) => stats::run(&args),
         Verb::Container(args) => container::run(args),
         Verb::Monitor(args) => monitor::run(&args),
         Verb::Pull(args) => pull::run(&args),
