@@ -5,6 +5,8 @@ pub mod erofs;
 pub mod failure;
 pub mod image;
 pub mod logging;
+pub mod network;
 pub mod sandbox;
 pub mod signals;
+pub mod supervisor;
 pub mod vmm;

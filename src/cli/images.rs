@@ -10,7 +10,7 @@ use coracle::image::{Image, ImageRecord, Reference};
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::template::Template;
+use super::template::Lines;
 use super::{store, units};
 
 /// List images.
@@ -33,25 +33,8 @@ pub struct ImagesArgs {
     #[arg(short, long)]
     quiet: bool,
     /// `table`, `json` for an object a line, or a text with fields in it: '{{.Repository}} {{.ID}}'
-    #[arg(long, value_name = "TEMPLATE", default_value = "table", hide_default_value = true, value_parser = format)]
+    #[arg(long, value_name = "TEMPLATE", default_value = "table", hide_default_value = true, value_parser = Lines::parse)]
     format: Lines,
-}
-
-/// How each image is printed.
-#[derive(Clone, Debug)]
-enum Lines {
-    /// In columns.
-    Table,
-    /// By a template.
-    Template(Template),
-}
-
-fn format(text: &str) -> Result<Lines, String> {
-    match text {
-        "table" => Ok(Lines::Table),
-        "json" => Template::parse("{{json .}}").map(Lines::Template),
-        text => Template::parse(text).map(Lines::Template),
-    }
 }
 
 /// One line: an image under one of its names.

@@ -1,32 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The command line: one file per verb, flags and printing only.
 
+mod attach;
 mod boot;
 mod completion;
+mod container;
+mod containers;
+mod create;
 mod doctor;
 mod error;
+mod exec;
 mod history;
 mod images;
 mod inspect;
 mod load;
 mod login;
+mod logs;
+mod monitor;
+mod network;
+mod pause;
+mod port;
+mod ps;
 mod pull;
 mod pull_progress;
 mod push;
 mod registry_access;
+mod rename;
+mod rm;
 mod rmi;
 mod run;
 mod save;
+mod session;
+mod start;
+mod stats;
+mod stop;
 mod store;
 mod system;
 mod tag;
 mod template;
+mod top;
 mod units;
 mod version;
+mod wait;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use coracle::supervisor::client::MONITOR_VERB;
 
 /// Every container in its own small virtual machine.
 #[derive(Debug, Parser)]
@@ -45,6 +65,45 @@ enum Verb {
     Boot(Box<boot::BootArgs>),
     /// Run a program from an image in a microVM of its own.
     Run(Box<run::RunArgs>),
+    /// Make a container, to be started later.
+    Create(Box<create::CreateArgs>),
+    /// Start containers that are not running.
+    Start(start::StartArgs),
+    /// Ask running containers to end, and end those that do not.
+    Stop(stop::StopArgs),
+    /// Stop containers, and start them again.
+    Restart(stop::StopArgs),
+    /// Send running containers a signal.
+    Kill(stop::KillArgs),
+    /// Remove containers.
+    Rm(rm::RmArgs),
+    /// List containers.
+    Ps(ps::PsArgs),
+    /// Run another program in a running container.
+    Exec(exec::ExecArgs),
+    /// Show what a container wrote.
+    Logs(logs::LogsArgs),
+    /// Connect to the input, output and signals of a running container.
+    Attach(attach::AttachArgs),
+    /// Wait until containers end, and print their exit status.
+    Wait(wait::WaitArgs),
+    /// Give a container another name.
+    Rename(rename::RenameArgs),
+    /// Stop all processes of containers where they are.
+    Pause(pause::PauseArgs),
+    /// Let the processes of paused containers go on.
+    Unpause(pause::PauseArgs),
+    /// Show where on the host the ports of a container are.
+    Port(port::PortArgs),
+    /// Show the processes of a container.
+    Top(top::TopArgs),
+    /// Show what containers use.
+    Stats(stats::StatsArgs),
+    /// Do the same and more to containers: `container ls`, `container prune`.
+    Container(container::ContainerArgs),
+    /// Look after a running container.
+    #[command(name = MONITOR_VERB, hide = true)]
+    Monitor(monitor::MonitorArgs),
     /// Fetch an image from a registry.
     Pull(Box<pull::PullArgs>),
     /// Bring an image to the registry that its name says.
@@ -63,6 +122,8 @@ enum Verb {
     Rmi(rmi::RmiArgs),
     /// Show and free what is kept on this host.
     System(system::SystemArgs),
+    /// Create, list and remove networks of containers.
+    Network(network::NetworkArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -92,6 +153,25 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Boot(args) => boot::run(&args),
         Verb::Run(args) => run::run(&args),
+        Verb::Create(args) => create::run(&args),
+        Verb::Start(args) => start::run(&args),
+        Verb::Stop(args) => stop::run(&args),
+        Verb::Restart(args) => stop::run_restart(&args),
+        Verb::Kill(args) => stop::run_kill(&args),
+        Verb::Rm(args) => rm::run(&args),
+        Verb::Ps(args) => ps::run(&args),
+        Verb::Exec(args) => exec::run(&args),
+        Verb::Logs(args) => logs::run(&args),
+        Verb::Attach(args) => attach::run(&args),
+        Verb::Wait(args) => wait::run(&args),
+        Verb::Rename(args) => rename::run(&args),
+        Verb::Pause(args) => pause::run(&args),
+        Verb::Unpause(args) => pause::run_unpause(&args),
+        Verb::Port(args) => port::run(&args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Stats(args) => stats::run(&args),
+        Verb::Container(args) => container::run(args),
+        Verb::Monitor(args) => monitor::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Push(args) => push::run(&args),
         Verb::Login(args) => login::run(&args),
@@ -101,6 +181,7 @@ pub fn main() -> ExitCode {
         Verb::Save(args) => save::run(&args),
         Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
+        Verb::Network(args) => network::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),

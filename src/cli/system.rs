@@ -80,7 +80,8 @@ fn df(args: &DfArgs) -> anyhow::Result<()> {
 fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let what = "cannot remove what no image uses";
     let store = store::open(what)?;
-    if !args.force && !confirmed(what)? {
+    let all = ["all images without a name", "all content that no image uses, unfinished pulls too"];
+    if !args.force && !confirmed(what, "coracle system prune --force", &all)? {
         return Ok(());
     }
     let dangling = store.change(|index| {
@@ -104,14 +105,16 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn confirmed(what: &str) -> anyhow::Result<bool> {
+/// Asks whether all this may go.
+///
+/// # Errors
+/// There is no terminal to ask on; `unasked` is the command that does not ask.
+pub fn confirmed(what: &str, unasked: &str, all: &[&str]) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
-        return Err(Failure::new(what, "there is no terminal to ask on", "`coracle system prune --force`").into());
+        return Err(Failure::new(what, "there is no terminal to ask on", format!("`{unasked}`")).into());
     }
-    eprint!(
-        "WARNING! This will remove:\n  - all images without a name\n  - all content that no image uses, unfinished pulls \
-         too\n\nAre you sure you want to continue? [y/N] "
-    );
+    let all: String = all.iter().map(|one| format!("  - {one}\n")).collect();
+    eprint!("WARNING! This will remove:\n{all}\nAre you sure you want to continue? [y/N] ");
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("cannot read the terminal")?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

@@ -5,6 +5,29 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+/// How the lines of a list are printed.
+#[derive(Clone, Debug)]
+pub enum Lines {
+    /// In columns.
+    Table,
+    /// By a template.
+    Template(Template),
+}
+
+impl Lines {
+    /// For clap: `table`, `json`, or a template.
+    ///
+    /// # Errors
+    /// What is not known of it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Template::parse("{{json .}}").map(Self::Template),
+            text => Template::parse(text).map(Self::Template),
+        }
+    }
+}
+
 /// Text with values of an object in it: `{{.A.B}}`, `{{json .A}}`, `{{len .A}}`, `{{index .A "key"}}`, `{{index .A 0}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template(Vec<Piece>);

@@ -26,8 +26,13 @@ pub fn size(bytes: u64) -> String {
 
 /// How long ago something was, in one unit: `3 weeks ago`.
 pub fn ago(seconds: i64) -> String {
+    duration(seconds) + " ago"
+}
+
+/// A time in one unit: `3 weeks`.
+pub fn duration(seconds: i64) -> String {
     let (minutes, hours) = (seconds / 60, seconds / 3600);
-    let text = match (seconds, minutes, hours) {
+    match (seconds, minutes, hours) {
         (..1, ..) => "Less than a second".to_owned(),
         (1, ..) => "1 second".to_owned(),
         (..60, ..) => format!("{seconds} seconds"),
@@ -39,8 +44,7 @@ pub fn ago(seconds: i64) -> String {
         (_, _, ..1440) => format!("{} weeks", hours / 24 / 7),
         (_, _, ..17520) => format!("{} months", hours / 24 / 30),
         _ => format!("{} years", hours / 24 / 365),
-    };
-    text + " ago"
+    }
 }
 
 /// Columns as wide as they have to be, three blanks apart.

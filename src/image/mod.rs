@@ -29,4 +29,4 @@ pub use obtain::{InvalidPullPolicy, PullPolicy};
 pub use platform::{InvalidPlatform, Platform};
 pub use pull::{LayerState, Progress, PullOptions};
 pub use reference::{Name, Reference, ReferenceError, default_registry};
-pub use store::{DIRECTORY_VARIABLE, Found, ImageRecord, Index, Lock, Part, Pruned, Store, Usage};
+pub use store::{DIRECTORY_VARIABLE, Found, ImageRecord, Index, Lock, Part, Pruned, Store, Usage, default_root};

@@ -49,6 +49,8 @@ pub struct ProcessStart {
     pub process: Process,
     /// Whether it has something to read.
     pub stdin: bool,
+    /// Whether anyone wants to know what it writes.
+    pub output: bool,
 }
 
 /// Why a process did not run, and the exit status that tells it.
@@ -72,7 +74,7 @@ pub struct Running {
     /// What it reads; to close it, or to shut it down for writing, is the end of its input.
     pub stdin: Option<UnixStream>,
     /// What it writes, to the end. With a terminal that is all.
-    pub stdout: UnixStream,
+    pub stdout: Option<UnixStream>,
     /// What it writes of errors.
     pub stderr: Option<UnixStream>,
     /// For telling it things.
@@ -112,10 +114,11 @@ impl Agent {
     /// [`NotRun`].
     pub fn start(mut self, start: ProcessStart) -> Result<Running, NotRun> {
         let stdin = start.stdin.then(|| Port::bind(&self.vsock)).transpose()?;
-        let stdout = Port::bind(&self.vsock)?;
-        let stderr = start.process.terminal.is_none().then(|| Port::bind(&self.vsock)).transpose()?;
+        let stdout = start.output.then(|| Port::bind(&self.vsock)).transpose()?;
+        let errors_apart = start.output && start.process.terminal.is_none();
+        let stderr = errors_apart.then(|| Port::bind(&self.vsock)).transpose()?;
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
-        let streams = Streams { stdin: number(&stdin), stdout: stdout.number, stderr: number(&stderr) };
+        let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
         let request = Start { container: start.container, process: start.process, streams };
         let request = Message::Start(Box::new(request));
@@ -133,7 +136,7 @@ impl Agent {
         let teller = prepared.and_then(|()| stream.try_clone()).map_err(lost)?;
         Ok(Running {
             stdin: stdin.map(Port::accept).transpose()?,
-            stdout: stdout.accept()?,
+            stdout: stdout.map(Port::accept).transpose()?,
             stderr: stderr.map(Port::accept).transpose()?,
             handle: Handle(Arc::new(Teller { stream: Mutex::new(teller), process, told: AtomicU32::new(0) })),
             reader: stream,

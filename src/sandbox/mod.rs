@@ -7,5 +7,5 @@ pub mod microvm;
 pub mod spec;
 
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
-pub use microvm::{Interrupt, MicroVm, Shape};
+pub use microvm::{MicroVm, Shape, Stopper};
 pub use spec::{Overrides, ProcessSpec};

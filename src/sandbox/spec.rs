@@ -3,6 +3,7 @@
 //! says instead.
 
 use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
 
@@ -10,7 +11,7 @@ use crate::failure::Failure;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A container's process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessSpec {
     /// The program and its arguments; never empty.
     pub arguments: Vec<String>,
@@ -37,6 +38,8 @@ pub struct Overrides {
     pub directory: Option<String>,
     /// `user[:group]`.
     pub user: Option<String>,
+    /// It has a terminal, and `TERM` says which.
+    pub terminal: bool,
 }
 
 impl ProcessSpec {
@@ -60,23 +63,37 @@ impl ProcessSpec {
             return Err(Failure::new("cannot start the container", why, "`coracle run IMAGE COMMAND`"));
         }
         let mut environment = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
-        let own = |entry: &String| match entry.contains('=') {
-            true => Some(entry.clone()),
-            false => std::env::var(entry).ok().map(|value| format!("{entry}={value}")),
-        };
-        let said = overrides.environment.iter().filter_map(own);
-        for entry in config.env().clone().unwrap_or_default().into_iter().chain(said) {
-            set(&mut environment, entry);
-        }
+        environment.extend(overrides.terminal.then(|| "TERM=xterm".to_owned()));
+        config.env().clone().unwrap_or_default().into_iter().for_each(|entry| set(&mut environment, entry));
         let base = config.working_dir().clone().filter(|directory| !directory.is_empty());
-        let base = base.unwrap_or_else(|| "/".to_owned());
-        let directory = match &overrides.directory {
-            Some(directory) if directory.starts_with('/') => directory.clone(),
-            Some(directory) => format!("{}/{directory}", base.trim_end_matches('/')),
-            None => base,
+        let base = Self {
+            arguments,
+            environment,
+            directory: base.unwrap_or_else(|| "/".to_owned()),
+            user: config.user().clone().unwrap_or_default(),
+            hostname: hostname.to_owned(),
         };
-        let user = overrides.user.clone().or_else(|| config.user().clone()).unwrap_or_default();
-        Ok(Self { arguments, environment, directory, user, hostname: hostname.to_owned() })
+        Ok(base.with(&overrides.environment, overrides.directory.as_deref(), overrides.user.as_deref()))
+    }
+
+    /// The same with other settings: `NAME=value`, or `NAME` for that of the caller's environment; a directory, relative
+    /// to this one's; `user[:group]`.
+    #[must_use]
+    pub fn with(mut self, environment: &[String], directory: Option<&str>, user: Option<&str>) -> Self {
+        for entry in environment {
+            match (entry.contains('='), std::env::var(entry)) {
+                (true, _) => set(&mut self.environment, entry.clone()),
+                (false, Ok(value)) => set(&mut self.environment, format!("{entry}={value}")),
+                (false, Err(_)) => {}
+            }
+        }
+        self.directory = match directory {
+            Some(directory) if directory.starts_with('/') => directory.to_owned(),
+            Some(directory) => format!("{}/{directory}", self.directory.trim_end_matches('/')),
+            None => self.directory,
+        };
+        self.user = user.map_or(self.user, str::to_owned);
+        self
     }
 }
 

@@ -17,7 +17,7 @@ use super::devices::virtio::VirtioDevice;
 use super::devices::virtio::balloon::{Balloon, BalloonHandle};
 use super::devices::virtio::block::Block;
 use super::devices::virtio::console::{Console, ConsoleHandle};
-use super::devices::virtio::net::Net;
+use super::devices::virtio::net::{Net, NetBackend};
 use super::devices::virtio::pmem::Pmem;
 use super::devices::virtio::rng::Rng;
 use super::devices::virtio::vsock::Vsock;
@@ -71,7 +71,10 @@ impl Attached {
             virtio.push(Box::new(device));
         }
         for net in &config.nets {
-            let what = || format!("cannot attach a network card to TAP {}", net.tap);
+            let what = || match &net.backend {
+                NetBackend::Tap(name) => format!("cannot attach a network card to TAP {name}"),
+                NetBackend::Passt(path) => format!("cannot attach a network card to passt at {}", path.display()),
+            };
             let device = Net::open(net).map_err(|error| Failure::new(what(), &error, error.try_next()))?;
             virtio.push(Box::new(device));
         }

@@ -4,6 +4,8 @@
 //! Nothing here skips: where KVM, the kernel or the initramfs is missing, a test fails and says what to run.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod home;
+
 use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

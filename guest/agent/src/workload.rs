@@ -8,7 +8,7 @@ use core::fmt::Display;
 
 use coracle_protocol::{Container, ErrorCode, Start, Streams};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
@@ -167,7 +167,10 @@ impl Sockets {
         };
         Ok(Self {
             stdin: ports.stdin.map(|port| connect(port, "cannot connect stdin")).transpose()?,
-            stdout: connect(ports.stdout, "cannot connect stdout")?,
+            stdout: match ports.stdout {
+                Some(port) => connect(port, "cannot connect stdout")?,
+                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("cannot open /dev/null"))?,
+            },
             stderr: ports.stderr.map(|port| connect(port, "cannot connect stderr")).transpose()?,
         })
     }

@@ -70,8 +70,8 @@ pub struct WindowSize {
 pub struct Streams {
     /// What the process reads; `None` for nothing at all.
     pub stdin: Option<u32>,
-    /// What it writes.
-    pub stdout: u32,
+    /// What it writes; `None` if nobody wants to know.
+    pub stdout: Option<u32>,
     /// What it writes of errors; `None` for the same as `stdout`, as it always is with a terminal.
     pub stderr: Option<u32>,
 }

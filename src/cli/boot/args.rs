@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use coracle::vmm::boot::ProtocolChoice;
 use coracle::vmm::config::{ConsoleKind, MachineConfig};
 use coracle::vmm::devices::virtio::block::BlockConfig;
-use coracle::vmm::devices::virtio::net::NetConfig;
+use coracle::vmm::devices::virtio::net::{NetBackend, NetConfig};
 use coracle::vmm::devices::virtio::pmem::PmemConfig;
 use coracle::vmm::devices::virtio::vsock::VsockConfig;
 
@@ -37,7 +37,8 @@ pub struct BootArgs {
     /// Attach a raw disk: PATH[,ro][,serial=TEXT]. Repeat for more; they are /dev/vda, /dev/vdb, ...
     #[arg(long = "disk", value_name = "PATH[,ro][,serial=…]", value_parser = disk)]
     pub disks: Vec<BlockConfig>,
-    /// Attach a network card to a TAP device: tap=NAME[,mac=aa:bb:cc:dd:ee:ff]. Repeat for more.
+    /// Attach a network card: to a TAP device with tap=NAME[,mac=aa:bb:cc:dd:ee:ff], to passt with passt=SOCKET[,mac=…].
+    /// Repeat for more.
     #[arg(long = "net", value_name = "tap=NAME[,mac=…]", value_parser = net)]
     pub nets: Vec<NetConfig>,
     /// Sockets between host and guest, by a unix socket at PATH.
@@ -176,17 +177,26 @@ fn disk(text: &str) -> Result<BlockConfig, String> {
     Ok(config)
 }
 
-/// `tap=NAME[,mac=ADDRESS]`.
+/// `tap=NAME[,mac=ADDRESS]` or `passt=SOCKET[,mac=ADDRESS]`.
 fn net(text: &str) -> Result<NetConfig, String> {
-    let (mut tap, mut mac) = (None, None);
+    let (mut backend, mut mac) = (None, None);
     for word in split(text) {
-        match word.split_once('=') {
-            Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
-            Some(("mac", address)) => mac = Some(address.parse().map_err(|error| format!("mac={address}: {error}"))?),
-            _ => return Err(format!("unknown option `{word}`: there are `tap=NAME` and `mac=ADDRESS`")),
+        let set = match word.split_once('=') {
+            Some(("tap", name)) if !name.is_empty() => backend.replace(NetBackend::Tap(name.to_owned())).is_some(),
+            Some(("passt", path)) if !path.is_empty() => backend.replace(NetBackend::Passt(path.into())).is_some(),
+            Some(("mac", address)) => {
+                mac.replace(address.parse().map_err(|error| format!("mac={address}: {error}"))?).is_some()
+            }
+            _ => {
+                let known = "`tap=NAME`, `passt=SOCKET` and `mac=ADDRESS`";
+                return Err(format!("unknown option `{word}`: there are {known}"));
+            }
+        };
+        if set {
+            return Err(format!("`{word}` comes after another of its kind"));
         }
     }
-    Ok(NetConfig { tap: tap.ok_or("`tap=NAME` is missing")?, mac })
+    Ok(NetConfig { backend: backend.ok_or("`tap=NAME` or `passt=SOCKET` is missing")?, mac })
 }
 
 /// Splits at commas; two commas in a row are one that belongs to the word.
@@ -204,7 +214,7 @@ fn split(text: &str) -> impl Iterator<Item = String> {
 }
 
 /// A size in MiB: a number of MiB, or with K, M or G (and an optional B or iB) after it.
-pub fn memory_mib(text: &str) -> Result<u64, String> {
+fn memory_mib(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit = text.get(digits.len()..).unwrap_or_default().to_ascii_lowercase();
     let number: u64 = digits.parse().map_err(|_| "a number of MiB, or one with K, M or G after it".to_owned())?;
@@ -236,7 +246,8 @@ mod tests {
 
     #[test]
     fn networks_are_read() {
-        assert_eq!(net("tap=tap0").unwrap().tap, "tap0");
+        assert_eq!(net("tap=tap0").unwrap().backend, NetBackend::Tap("tap0".to_owned()));
+        assert_eq!(net("passt=/run/a,,b").unwrap().backend, NetBackend::Passt("/run/a,b".into()));
         assert!(net("tap=tap0,mac=02:00:00:00:00:01").unwrap().mac.is_some());
         for text in ["", "tap=", "tap0", "mac=02:00:00:00:00:01", "tap=a,mac=02:00", "tap=a,b=c"] {
             assert!(net(text).is_err(), "{text}");

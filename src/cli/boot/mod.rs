@@ -4,7 +4,7 @@
 mod args;
 mod profile;
 mod relay;
-mod terminal;
+pub mod terminal;
 mod timings;
 
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ use coracle::vmm::process::Vmm;
 use coracle::vmm::stages::Mark;
 
 use args::TimingsFormat;
-pub use args::{BootArgs, memory_mib};
+pub use args::BootArgs;
 use profile::Profile;
 use relay::Ending;
 use terminal::RawTerminal;

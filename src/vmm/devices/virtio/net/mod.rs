@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Network card (virtio 1.3 §5.1) on a TAP interface.
+//! Network card (virtio 1.3 §5.1) on a TAP interface, or on a stream to a network in user space such as passt.
 //!
-//! Frames go between guest memory and the TAP in one system call and without a copy here. The header before each
+//! With a TAP, frames go between guest memory and the TAP in one system call and without a copy here. The header before each
 //! frame is the guest's and the host kernel's affair: the TUN driver checks every field of it against the frame, and
 //! refuses (`EINVAL`) or segments in software what the guest made up, so it is passed on unread.
 
 mod mac;
 mod receive;
+mod stream;
 mod tap;
+mod wire;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_uint};
 use virtio_bindings::virtio_net::{
@@ -27,7 +30,9 @@ use super::{Chain, DeviceError, Queue, QueueSize, Session, Source, VirtioDevice,
 use crate::vmm::guest_log::guest_warn;
 pub use mac::{MacAddress, MacError};
 use receive::{Format, Link, Receiver};
+pub use stream::FrameStream;
 pub use tap::{NetError, Tap};
+pub use wire::Wire;
 
 /// Bytes of the header before each frame (virtio 1.3 §5.1.6: with `num_buffers`, without hashes).
 pub const HEADER: usize = 12;
@@ -78,20 +83,30 @@ const RECEIVE_OFFLOADS: [(u32, c_uint); 7] = [
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Name of an existing TAP interface.
-    pub tap: String,
-    /// The guest's address; without one, [`MacAddress::of_tap`].
+    /// What it is connected to.
+    pub backend: NetBackend,
+    /// The guest's address; without one, [`MacAddress::of_tap`] of the backend's name.
     #[serde(default)]
     pub mac: Option<MacAddress>,
 }
 
+/// The other end of a guest's network card.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetBackend {
+    /// An existing TAP interface, by name.
+    Tap(String),
+    /// The Unix socket of passt, or of anything else that exchanges frames as QEMU's `-netdev stream` does.
+    Passt(PathBuf),
+}
+
 /// The network device.
 pub struct Net {
-    tap: Tap,
+    wire: Wire,
     config: [u8; config::SIZE],
     features: u64,
     receiver: Receiver,
-    /// The TAP would not take a frame; it is sent when there is room again.
+    /// The other end would not take a frame; it is sent when there is room again.
     blocked: bool,
     /// A refused frame has been told of; the rest is only counted.
     told: bool,
@@ -107,13 +122,16 @@ enum Sent {
 }
 
 impl Net {
-    /// Opens the TAP.
+    /// Opens the TAP, or connects to the socket.
     ///
     /// # Errors
     /// See [`NetError`].
     pub fn open(config: &NetConfig) -> Result<Self, NetError> {
-        let mac = config.mac.unwrap_or_else(|| MacAddress::of_tap(&config.tap));
-        Ok(Self::new(Tap::open(&config.tap)?, mac))
+        let (wire, name) = match &config.backend {
+            NetBackend::Tap(name) => (Wire::Tap(Tap::open(name)?), name.into()),
+            NetBackend::Passt(path) => (Wire::Stream(FrameStream::connect(path)?), path.to_string_lossy()),
+        };
+        Ok(Self::new(wire, config.mac.unwrap_or_else(|| MacAddress::of_tap(&name))))
     }
 
     /// Takes over a TAP that was opened, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, by someone with the right to.
@@ -121,27 +139,29 @@ impl Net {
     /// # Errors
     /// [`NetError::Format`], where it is something else.
     pub fn from_tap(tap: File, mac: MacAddress) -> Result<Self, NetError> {
-        Ok(Self::new(Tap::from_file(tap)?, mac))
+        Ok(Self::new(Wire::Tap(Tap::from_file(tap)?), mac))
     }
 
-    /// A card on `tap`.
-    pub fn new(tap: Tap, mac: MacAddress) -> Self {
-        let mut features =
-            SEND_OFFLOADS | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
-        for (feature, offload) in RECEIVE_OFFLOADS {
-            features |= u64::from(tap.offloads() & offload != 0) << feature;
+    /// A card at one end of `wire`.
+    pub fn new(wire: Wire, mac: MacAddress) -> Self {
+        let mut features = 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MRG_RXBUF;
+        if let Wire::Tap(tap) = &wire {
+            features |= SEND_OFFLOADS;
+            for (feature, offload) in RECEIVE_OFFLOADS {
+                features |= u64::from(tap.offloads() & offload != 0) << feature;
+            }
+            // The kernels that can leave UDP segments to us are those that take them from us.
+            features |= u64::from(tap.offloads() & TUN_F_USO4 != 0) << VIRTIO_NET_F_HOST_USO;
         }
-        // The kernels that can leave UDP segments to us are those that take them from us.
-        features |= u64::from(tap.offloads() & TUN_F_USO4 != 0) << VIRTIO_NET_F_HOST_USO;
         let mut config = [0; config::SIZE];
         put(&mut config, 0, &mac.bytes());
         // Less than 1280 would break IPv6 in the guest, 68 is the least that is allowed (virtio 1.3 §5.1.4.1).
-        if let Some(mtu) = tap.mtu().filter(|&mtu| mtu >= 1280) {
+        if let Some(mtu) = wire.mtu().filter(|&mtu| mtu >= 1280) {
             features |= 1 << VIRTIO_NET_F_MTU;
             put(&mut config, config::MTU, &mtu.to_le_bytes());
         }
         let mut net = Self {
-            tap,
+            wire,
             config,
             features,
             receiver: Receiver::new(),
@@ -165,13 +185,19 @@ impl Net {
 
     fn settle_link(&mut self, link: Link, session: &Session) {
         if link == Link::Gone && self.set_link(false) {
-            log::warn!("the TAP of a guest was deleted: its network link is down");
+            log::warn!("the host's end of a guest's network has gone: its link is down");
             session.interrupt.config_change();
         }
     }
 
     fn transmit(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
         self.blocked = false;
+        let result = self.send_batch(queue);
+        self.blocked |= self.wire.flush();
+        result
+    }
+
+    fn send_batch(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
         let (mut budget, mut bytes, mut untold) = (TRANSMIT_BUDGET, TRANSMIT_BYTES, 0);
         queue.disable_notification()?;
         while budget > 0 && bytes > 0 {
@@ -213,10 +239,16 @@ impl Net {
         if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
             return Ok(Sent::Dropped);
         }
+        let tap = match &mut self.wire {
+            Wire::Tap(tap) => tap,
+            Wire::Stream(stream) => {
+                return Ok(if stream.send(chain.reader(), length)? { Sent::Yes } else { Sent::Blocked });
+            }
+        };
         let vectors = chain.reader().io_vectors(length)?;
         loop {
             // SAFETY: the vectors lead into guest memory, which `chain` keeps.
-            let error = match unsafe { self.tap.send(&vectors) } {
+            let error = match unsafe { tap.send(&vectors) } {
                 Ok(_) => return Ok(Sent::Yes),
                 Err(error) => error,
             };
@@ -268,7 +300,7 @@ impl VirtioDevice for Net {
         if offloads & (TUN_F_USO4 | TUN_F_USO6) != TUN_F_USO4 | TUN_F_USO6 {
             offloads &= !(TUN_F_USO4 | TUN_F_USO6);
         }
-        match self.tap.set_offloads(offloads) {
+        match self.wire.set_offloads(offloads) {
             Err(error) if Tap::is_gone(&error) => _ = self.set_link(false),
             Err(source) => return Err(DeviceError::Host { what: "setting the TAP's offloads", source }),
             Ok(()) => {}
@@ -278,7 +310,7 @@ impl VirtioDevice for Net {
             room: if offloads & !TUN_F_CSUM == 0 { ORDINARY_FRAME } else { MAX_FRAME },
             clear_flags: !session.has(VIRTIO_NET_F_GUEST_CSUM),
         };
-        self.receiver.start(format, &self.tap);
+        self.receiver.start(format, &mut self.wire);
         self.blocked = false;
         Ok(())
     }
@@ -286,7 +318,7 @@ impl VirtioDevice for Net {
     fn reset(&mut self, _session: &mut Session) {
         self.receiver.clear();
         // What queues up from here on is for a driver that has not said what it can take.
-        if let Err(error) = self.tap.set_offloads(0)
+        if let Err(error) = self.wire.set_offloads(0)
             && !Tap::is_gone(&error)
         {
             guest_warn(format_args!("cannot take back the offloads of a TAP: {error}"));
@@ -297,7 +329,7 @@ impl VirtioDevice for Net {
         if queue == TRANSMIT {
             return self.transmit(session.queue(TRANSMIT)?);
         }
-        let link = self.receiver.refilled(&self.tap, session.queue(RECEIVE)?)?;
+        let link = self.receiver.refilled(&mut self.wire, session.queue(RECEIVE)?)?;
         self.settle_link(link, session);
         Ok(())
     }
@@ -305,7 +337,7 @@ impl VirtioDevice for Net {
     fn sources(&self) -> Vec<Source> {
         // On edges: while the guest has no buffers, a readable TAP must not wake anyone.
         let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        vec![Source { fd: self.tap.as_raw_fd(), id: 0, events }]
+        vec![Source { fd: self.wire.as_raw_fd(), id: 0, events }]
     }
 
     fn source_event(&mut self, _id: u16, events: EventSet, session: &mut Session) -> Result<(), DeviceError> {
@@ -314,7 +346,7 @@ impl VirtioDevice for Net {
         }
         // An error or hang-up shows up in the read as well.
         if events.intersects(EventSet::IN | EventSet::ERROR | EventSet::HANG_UP) {
-            let link = self.receiver.readable(&self.tap, session.queue(RECEIVE)?)?;
+            let link = self.receiver.readable(&mut self.wire, session.queue(RECEIVE)?)?;
             self.settle_link(link, session);
         }
         Ok(())

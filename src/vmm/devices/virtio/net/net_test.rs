@@ -36,7 +36,7 @@ fn wire() -> (File, UnixDatagram) {
 impl Bench {
     fn new(features: u64) -> Self {
         let (tap, host) = wire();
-        let mut net = Net::new(Tap::from_socket(tap), MacAddress::of_tap("test"));
+        let mut net = Net::new(Wire::Tap(Tap::from_socket(tap)), MacAddress::of_tap("test"));
         let (session, mut drivers) = FakeDriver::attach(&mut net, features).unwrap();
         let transmit = drivers.pop().unwrap();
         let receive = drivers.pop().unwrap();
@@ -236,7 +236,7 @@ fn a_receive_buffer_without_room_for_the_header_is_the_drivers_error() {
 #[test]
 fn both_queues_are_needed() {
     let (tap, _host) = wire();
-    let mut net = Net::new(Tap::from_socket(tap), MacAddress::of_tap("test"));
+    let mut net = Net::new(Wire::Tap(Tap::from_socket(tap)), MacAddress::of_tap("test"));
     let (mut session, _drivers) = FakeDriver::attach(&mut net, MERGEABLE).unwrap();
     net.reset(&mut session);
     for missing in [RECEIVE, TRANSMIT] {
@@ -351,10 +351,15 @@ fn a_refused_frame_is_dropped_and_the_device_lives() {
 
 #[test]
 fn configuration_is_strict() {
-    let good: NetConfig = serde_json::from_str(r#"{"tap":"tap0","mac":"02:00:00:00:00:07"}"#).unwrap();
+    let good: NetConfig = serde_json::from_str(r#"{"backend":{"tap":"tap0"},"mac":"02:00:00:00:00:07"}"#).unwrap();
     assert_eq!(good.mac.unwrap().bytes(), [2, 0, 0, 0, 0, 7]);
-    assert_eq!(serde_json::from_str::<NetConfig>(r#"{"tap":"tap0"}"#).unwrap().mac, None);
-    for bad in [r#"{}"#, r#"{"tap":"t","mtu":1}"#, r#"{"tap":"t","mac":"01:00:00:00:00:00"}"#] {
+    assert_eq!(serde_json::from_str::<NetConfig>(r#"{"backend":{"passt":"/s"}}"#).unwrap().mac, None);
+    for bad in [
+        r#"{}"#,
+        r#"{"backend":{"tap":"t"},"mtu":1}"#,
+        r#"{"backend":{"tap":"t","passt":"/s"}}"#,
+        r#"{"backend":{"tap":"t"},"mac":"01:00:00:00:00:00"}"#,
+    ] {
         assert!(serde_json::from_str::<NetConfig>(bad).is_err(), "{bad}");
     }
 }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! From the TAP to the guest: frames are read straight into the buffers that the driver has posted.
+//! From the host to the guest: frames of a TAP are read straight into the buffers that the driver has posted.
 //!
 //! Buffers stay in hand between frames, so that a frame costs one `readv` and no search. A TAP does not tell how long
 //! its next frame is and cuts off what does not fit, so each read ends in a spill buffer of the host's: a frame that
-//! runs into it waits there until the driver has posted the rest of the room.
+//! runs into it waits there until the driver has posted the rest of the room. Frames of a stream go by way of it whole.
 
 use std::collections::VecDeque;
 use std::io;
 
 use super::super::{Chain, DeviceError, Queue};
-use super::tap::Tap;
+use super::wire::Wire;
 use super::{HEADER, MAX_FRAME, NOTIFY_EVERY};
 
 /// Frames for one event; the rest is left for the next, so that other devices get their turn.
@@ -101,11 +101,11 @@ impl Receiver {
 
     /// Gets ready for a new driver, which sees nothing of what came before it: that may have offloads that it has not
     /// agreed to.
-    pub fn start(&mut self, format: Format, tap: &Tap) {
+    pub fn start(&mut self, format: Format, wire: &mut Wire) {
         self.clear();
         self.format = format;
         for _ in 0..MAX_STALE {
-            if self.read(tap).is_err() {
+            if self.read(wire).is_err() {
                 break;
             }
         }
@@ -121,17 +121,17 @@ impl Receiver {
     }
 
     /// The TAP has frames.
-    pub fn readable(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
+    pub fn readable(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
         self.pending = true;
-        self.serve(tap, queue)
+        self.serve(wire, queue)
     }
 
     /// The driver has posted buffers, or asked work is to go on.
-    pub fn refilled(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
-        if self.pending { self.serve(tap, queue) } else { Ok(Link::Up) }
+    pub fn refilled(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
+        if self.pending { self.serve(wire, queue) } else { Ok(Link::Up) }
     }
 
-    fn serve(&mut self, tap: &Tap, queue: &mut Queue) -> Result<Link, DeviceError> {
+    fn serve(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
         let mut link = Link::Up;
         let mut budget = BUDGET;
         queue.disable_notification()?;
@@ -163,8 +163,8 @@ impl Receiver {
                 // `pending` stays: the driver's next notification goes on here.
                 break;
             }
-            match self.read(tap) {
-                Ok(bytes) => self.take(bytes, queue)?,
+            match self.read(wire) {
+                Ok(frame) => self.take(frame, queue)?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.pending = false;
@@ -205,26 +205,33 @@ impl Receiver {
         }
     }
 
-    /// Reads one frame into the buffers in hand, then the spill buffer; gives its length.
-    fn read(&mut self, tap: &Tap) -> io::Result<usize> {
+    /// Reads one frame into the buffers in hand, then the spill buffer.
+    fn read(&mut self, wire: &mut Wire) -> io::Result<Parked> {
+        let tap = match wire {
+            Wire::Tap(tap) => tap,
+            Wire::Stream(stream) => return Ok(Parked { bytes: stream.receive(&mut self.spill)?, direct: 0 }),
+        };
         let spill = libc::iovec { iov_base: self.spill.as_mut_ptr().cast(), iov_len: self.spill.len() };
         self.vectors.0.push(spill);
         // SAFETY: the vectors lead into guest memory, kept by the chains in hand and never borrowed as a slice, and
         // into `spill`, which is borrowed mutably here.
         let result = unsafe { tap.receive(&self.vectors.0) };
         self.vectors.0.pop();
-        // Only the socket of tests gives an empty read, when its peer is closed.
-        if matches!(result, Ok(0)) { Err(io::ErrorKind::UnexpectedEof.into()) } else { result }
+        match result? {
+            // Only the socket of tests gives an empty read, when its peer is closed.
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            bytes => Ok(Parked { bytes, direct: bytes.min(self.room) }),
+        }
     }
 
-    /// Decides on a frame of `bytes` that was just read.
-    fn take(&mut self, bytes: usize, queue: &mut Queue) -> Result<(), DeviceError> {
-        if !(HEADER..=MAX_FRAME).contains(&bytes) {
+    /// Decides on a frame that was just read.
+    fn take(&mut self, frame: Parked, queue: &mut Queue) -> Result<(), DeviceError> {
+        if !(HEADER..=MAX_FRAME).contains(&frame.bytes) {
             self.drops += 1;
-        } else if bytes <= self.room {
-            self.deliver(Parked { bytes, direct: bytes }, queue)?;
+        } else if frame.bytes <= self.room {
+            self.deliver(frame, queue)?;
         } else if self.format.mergeable {
-            self.parked = Some(Parked { bytes, direct: self.room });
+            self.parked = Some(frame);
         } else {
             self.drops += 1;
         }

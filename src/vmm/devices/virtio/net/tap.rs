@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 
 use libc::{
     IFF_NO_PI, IFF_TAP, IFF_UP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4,
@@ -69,6 +70,14 @@ pub enum NetError {
     /// The file handed in is not an attached TAP.
     #[error("the network file handed in is not a TAP with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR set")]
     Format,
+    /// There is no connection to a network in user space.
+    #[error("nobody listens on socket {path}: {source}")]
+    Stream {
+        /// The socket.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// The kernel refused something that it never should.
     #[error("interface {name}: {what} failed: {source}")]
     System {
@@ -96,6 +105,7 @@ impl NetError {
                 format!("`chmod 0666 {TUN}`; each interface is still its owner's alone")
             }
             NetError::Busy { .. } => "another TAP: each VM needs its own".to_owned(),
+            NetError::Stream { path, .. } => format!("`passt --socket {}`", path.display()),
             NetError::Format | NetError::System { .. } => "a TAP made with `ip tuntap add NAME mode tap`".to_owned(),
         }
     }
@@ -117,12 +127,7 @@ impl Tap {
     pub fn open(name: &str) -> Result<Self, NetError> {
         let (mut request, c_name) = request(name)?;
         let owned = || name.to_owned();
-        let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(TUN);
-        let file = file.map_err(|source| match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
-            _ => NetError::NoTun { source },
-        })?;
+        let file = open_tun()?;
         // With the privilege to do so, TUNSETIFF creates what it does not find.
         let index = index_of(&c_name).ok_or_else(|| NetError::Missing { name: owned() })?;
         request.ifr_ifru.ifru_flags = short(FORMAT);
@@ -139,6 +144,20 @@ impl Tap {
             log::warn!("TAP {name} is down: the guest has no network until `ip link set {name} up`");
         }
         Ok(tap)
+    }
+
+    /// Makes a TAP that stays when nobody has it open. It may be there already, unless someone has it open.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn create(name: &str) -> Result<(), NetError> {
+        let (mut request, _) = request(name)?;
+        let file = open_tun()?;
+        request.ifr_ifru.ifru_flags = short(FORMAT);
+        interface_ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request).map_err(|source| refusal(name, source))?;
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1 as c_ulong) };
+        check(result).map_err(|source| NetError::System { name: name.to_owned(), what: "TUNSETPERSIST", source })
     }
 
     /// Takes over a TAP that was attached elsewhere.
@@ -243,6 +262,15 @@ impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+fn open_tun() -> Result<File, NetError> {
+    let flags = libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(TUN);
+    file.map_err(|source| match source.raw_os_error() {
+        Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
+        _ => NetError::NoTun { source },
+    })
 }
 
 /// Why TUNSETIFF did not attach to the interface `name`.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::super::super::VirtioDevice;
 use super::super::super::testing::FakeDriver;
-use super::super::{MacAddress, Net, NetConfig};
+use super::super::{MacAddress, Net, NetBackend, NetConfig};
 use super::*;
 use virtio_bindings::virtio_net::*;
 use vmm_sys_util::epoll::EventSet;
@@ -65,7 +65,7 @@ fn wait_for_carrier(name: &str) {
 }
 
 fn config(tap: &str) -> NetConfig {
-    NetConfig { tap: tap.to_owned(), mac: Some(MacAddress::new([2, 0, 0, 0, 0, 9]).unwrap()) }
+    NetConfig { backend: NetBackend::Tap(tap.to_owned()), mac: Some(MacAddress::new([2, 0, 0, 0, 0, 9]).unwrap()) }
 }
 
 fn interface_exists(name: &str) -> bool {

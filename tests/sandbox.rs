@@ -62,7 +62,7 @@ impl Vm {
     }
 
     fn start(&self, container: Option<Container>, process: Process) -> Result<Running, NotRun> {
-        self.agent().start(ProcessStart { container, process, stdin: true })
+        self.agent().start(ProcessStart { container, process, stdin: true, output: true })
     }
 
     /// Runs another process to its end.
@@ -113,14 +113,15 @@ fn finish(mut running: Running) -> (u8, String, String) {
             text
         })
     };
-    let stdout = read(running.stdout.try_clone().unwrap());
+    let stdout = read(running.stdout.take().unwrap());
     let stderr = running.stderr.take().map(read);
     let ended = running.wait().unwrap();
     (ended.status(), stdout.join().unwrap(), stderr.map(|text| text.join().unwrap()).unwrap_or_default())
 }
 
 /// Reads until this has come; gives what came before it.
-fn expect(stream: &mut UnixStream, text: &str) -> String {
+fn expect(stream: &mut Option<UnixStream>, text: &str) -> String {
+    let stream = stream.as_mut().unwrap();
     stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
     let mut seen = String::new();
     let mut buffer = [0; 4096];

@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle create`, and the flags that it shares with `run`.
+
+mod network;
+mod surroundings;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle::failure::Failure;
+use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
+use coracle::sandbox::{Overrides, ProcessSpec, Shape};
+use coracle::signals;
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
+use jiff::Timestamp;
+
+use self::network::NetworkArgs;
+use self::surroundings::{SurroundingsArgs, bytes};
+use super::pull_progress::{ProgressKind, PullProgress};
+use super::registry_access::AccessArgs;
+use super::store;
+
+/// Signal that asks a program to end, unless its image or the user says another.
+const SIGTERM: u8 = 15;
+/// Seconds that it then has, as with Docker.
+const STOP_TIMEOUT: u64 = 10;
+
+/// Make a container, to be started later.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+/// What a container is made of.
+#[derive(Debug, Args)]
+pub struct ContainerArgs {
+    /// Name of the container
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Remove the container when it has ended
+    #[arg(long)]
+    pub rm: bool,
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the program a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Set a variable: NAME=VALUE, or NAME to pass on one's own
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Read variables from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Directory to start in
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Who to run as: USER[:GROUP], names or numbers
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// Program to run instead of the image's entry point
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Name of the machine; the container's id unless it is given
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Number of vCPUs, 1 to 8; a fraction is rounded up
+    #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus)]
+    cpus: u32,
+    /// Memory of the microVM, such as 512m or 2g; a number alone is in bytes, or in MiB where it is small
+    #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
+    memory: u64,
+    /// Note something about the container: NAME=VALUE
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    label: Vec<String>,
+    /// Signal that asks the program to end
+    #[arg(long, value_name = "SIGNAL", value_parser = signal)]
+    stop_signal: Option<u8>,
+    /// Seconds that it then has; -1 for as long as it takes
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    stop_timeout: Option<i64>,
+    /// Where the program's output is kept: json-file or none
+    #[arg(long, value_name = "DRIVER", default_value = "json-file", value_parser = log_driver)]
+    log_driver: LogDriver,
+    /// Write the container's id to this file, which may not exist
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    surroundings: SurroundingsArgs,
+    /// When to ask the registry for the image
+    #[arg(long, value_name = "WHEN", default_value = "missing")]
+    pull: PullPolicy,
+    /// The image for this platform: OS/ARCHITECTURE[/VARIANT]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// How to show what a pull does
+    #[arg(long, value_name = "KIND", value_enum, default_value_t)]
+    progress: ProgressKind,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// The image: a name, an ID, or oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME]
+    pub image: String,
+    /// The command, and its arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Makes it, and prints its id.
+///
+/// # Errors
+/// What could not be done, in three lines.
+pub fn run(args: &CreateArgs) -> anyhow::Result<ExitCode> {
+    let what = format!("cannot create a container of image {}", args.container.image);
+    let container = args.container.create(&what)?;
+    writeln!(io::stdout(), "{}", container.config.id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl ContainerArgs {
+    /// Makes the container; `what` is what fails otherwise.
+    ///
+    /// # Errors
+    /// There is no such image, or it cannot be made as the flags say.
+    pub fn create(&self, what: &str) -> anyhow::Result<Container> {
+        let store = store::open(what)?;
+        // Nobody removes the image before there is a container that uses it.
+        let _held = store.hold_content().map_err(store::explain(what))?;
+        let image = self.obtain(&store)?;
+        // Made now, so that the start is quick.
+        store.rootfs(&image).map_err(Failure::from)?;
+        let containers = Containers::open(store.root())?;
+        let cidfile = self.cidfile.as_deref().map(|path| (path, fs::File::create_new(path)));
+        let cidfile = match cidfile {
+            Some((path, Err(error))) => {
+                let why = format!("cannot make {}: {error}", path.display());
+                return Err(Failure::new(what, why, "another --cidfile, or remove it").into());
+            }
+            Some((_, Ok(file))) => Some(file),
+            None => None,
+        };
+        let environment = self.environment(what)?;
+        let container = containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
+        if let Some(mut file) = cidfile {
+            file.write_all(container.config.id.as_bytes())?;
+        }
+        Ok(container)
+    }
+
+    fn obtain(&self, store: &Store) -> anyhow::Result<Image> {
+        let platform = self.platform.clone().unwrap_or_else(Platform::native);
+        let progress = PullProgress::new(self.progress);
+        let options = PullOptions { platform, access: self.access.access() };
+        let image = store.obtain(&self.image, self.pull, &options, &progress);
+        progress.finish();
+        Ok(image.map_err(Failure::from)?)
+    }
+
+    fn environment(&self, what: &str) -> Result<Vec<String>, Failure> {
+        let mut environment = Vec::new();
+        for path in &self.env_file {
+            let text = fs::read_to_string(path).map_err(|error| {
+                Failure::new(what, format!("cannot read {}: {error}", path.display()), "another --env-file")
+            })?;
+            let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+            environment.extend(lines.map(str::to_owned));
+        }
+        environment.extend(self.env.iter().cloned());
+        match environment.iter().find(|entry| entry.is_empty() || entry.starts_with('=')) {
+            Some(entry) => Err(Failure::new(what, format!("`{entry}` is no variable"), "NAME=VALUE")),
+            None => Ok(environment),
+        }
+    }
+
+    fn config(
+        &self,
+        id: String,
+        name: String,
+        image: &Image,
+        environment: Vec<String>,
+        what: &str,
+    ) -> Result<Config, Failure> {
+        let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
+        let overrides = Overrides {
+            command: self.command.clone(),
+            entrypoint: self.entrypoint.clone(),
+            environment,
+            directory: self.workdir.clone(),
+            user: self.user.clone(),
+            terminal: self.tty,
+        };
+        let process = ProcessSpec::new(&image.config, &overrides, &hostname)?;
+        let settings = image.config.config().clone().unwrap_or_default();
+        let of_image = settings.stop_signal().as_deref().and_then(signals::number);
+        let mut labels = settings.labels().clone().unwrap_or_default();
+        labels.extend(self.label.iter().map(|label| match label.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (label.clone(), String::new()),
+        }));
+        Ok(Config {
+            id,
+            name,
+            created: Timestamp::now(),
+            image: ImageUse { name: self.image.clone(), id: image.id, manifest: image.manifest_digest },
+            process,
+            shape: Shape { cpus: self.cpus, memory_mib: self.memory },
+            terminal: self.tty,
+            interactive: self.interactive,
+            remove: self.rm,
+            stop_signal: self.stop_signal.or(of_image).unwrap_or(SIGTERM),
+            stop_timeout: self.stop_timeout.map_or(Some(STOP_TIMEOUT), |seconds| u64::try_from(seconds).ok()),
+            labels: labels.into_iter().collect(),
+            log: self.log_driver,
+            network: self.network.read(settings.exposed_ports().as_deref().unwrap_or_default(), what)?,
+            surroundings: self.surroundings.read(),
+        })
+    }
+}
+
+/// For clap: `--cpus`.
+fn vcpus(text: &str) -> Result<u32, String> {
+    let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
+    (1..=8).find(|&cpus| number > 0.0 && number <= f64::from(cpus)).ok_or_else(|| "a microVM has 1 to 8 vCPUs".to_owned())
+}
+
+/// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.
+fn memory(text: &str) -> Result<u64, String> {
+    let size = bytes(text)?;
+    match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
+        true => Ok(size),
+        false => Ok(size.div_ceil(1 << 20)),
+    }
+}
+
+/// For clap: a signal's name or number.
+pub fn signal(text: &str) -> Result<u8, String> {
+    signals::number(text).ok_or_else(|| format!("`{text}` is no signal"))
+}
+
+fn log_driver(text: &str) -> Result<LogDriver, String> {
+    match text {
+        "json-file" => Ok(LogDriver::JsonFile),
+        "none" => Ok(LogDriver::None),
+        _ => Err(format!("there is no log driver `{text}`: json-file or none")),
+    }
+}

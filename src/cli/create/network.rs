@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Flags that say how a container is connected.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use clap::Args;
+use coracle::failure::Failure;
+use coracle::network::{DEFAULT, PortError, Publish};
+use coracle::supervisor::NetworkUse;
+use coracle::vmm::devices::virtio::net::MacAddress;
+
+/// How a container is connected.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
+pub struct NetworkArgs {
+    /// The network: bridge, none, or one made with `network create`
+    #[arg(long, alias = "net", value_name = "NETWORK", default_value = DEFAULT)]
+    network: String,
+    /// Publish a port: [[IP:]HOST:]CONTAINER[/PROTOCOL], on 127.0.0.1 unless an address is given
+    #[arg(short, long, value_name = "PORT", value_parser = ports)]
+    publish: Vec<Ports>,
+    /// Publish all ports that the image exposes, wherever there is room
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+    /// Note a port that the program serves, for --publish-all
+    #[arg(long, value_name = "PORT", value_parser = exposed)]
+    expose: Vec<Ports>,
+    /// The container's address
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// That of its network card
+    #[arg(long, value_name = "ADDRESS")]
+    mac_address: Option<MacAddress>,
+    /// Another name that others find it by
+    #[arg(long, alias = "net-alias", value_name = "NAME")]
+    network_alias: Vec<String>,
+    /// Name server instead of the network's, which knows the other containers
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<IpAddr>,
+    /// Domain that names are completed with
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+}
+
+/// What one word says.
+#[derive(Clone, Debug)]
+struct Ports(Vec<Publish>);
+
+fn ports(text: &str) -> Result<Ports, PortError> {
+    Publish::parse(text).map(Ports)
+}
+
+fn exposed(text: &str) -> Result<Ports, PortError> {
+    Publish::exposed(text).map(Ports)
+}
+
+impl NetworkArgs {
+    /// What they say; `of_image` are the ports that the image exposes.
+    ///
+    /// # Errors
+    /// They contradict each other.
+    pub fn read(&self, of_image: &[String], what: &str) -> Result<Option<NetworkUse>, Failure> {
+        let mut ports: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.0.clone()).collect();
+        match self.network.as_str() {
+            "none" if ports.is_empty() => return Ok(None),
+            "none" => {
+                let why = "it is in no network, and so has no ports to publish";
+                return Err(Failure::new(what, why, "the same without -p, or without `--network none`"));
+            }
+            "host" => {
+                let why = "a VM cannot share the host's network interfaces";
+                return Err(Failure::new(what, why, "-p for the ports that others are to reach"));
+            }
+            _ => {}
+        }
+        if self.publish_all {
+            let of_image = of_image.iter().map(|text| Publish::exposed(text)).collect::<Result<Vec<_>, _>>();
+            let of_image = of_image.map_err(|error| Failure::new(what, error, "-p instead of -P"))?;
+            let exposed = of_image.into_iter().flatten().chain(self.expose.iter().flat_map(|ports| ports.0.clone()));
+            for port in exposed {
+                let same = |other: &Publish| (other.container, other.protocol) == (port.container, port.protocol);
+                if !ports.iter().any(same) {
+                    ports.push(port);
+                }
+            }
+        }
+        Ok(Some(NetworkUse {
+            name: if self.network == "default" { DEFAULT.to_owned() } else { self.network.clone() },
+            address: self.ip,
+            mac: self.mac_address,
+            aliases: self.network_alias.clone(),
+            ports,
+            dns: self.dns.clone(),
+            search: self.dns_search.clone(),
+        }))
+    }
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle rm` and `coracle container prune`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Args;
+use coracle::failure::Failure;
+use coracle::supervisor::{Connection, Container, State};
+
+use super::{containers, stop};
+
+/// SIGKILL.
+const KILL: u8 = 9;
+
+/// Remove containers.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// End those that run; no complaint about those that are not there
+    #[arg(short, long)]
+    force: bool,
+    /// Names, or ids or their beginnings
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+/// Removes each, and prints its name.
+///
+/// # Errors
+/// Our own output fails.
+pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
+    containers::each(&args.containers, "remove", |name, what| match containers::find(name, what) {
+        Err(failure) if args.force && failure.why.starts_with("there is no") => Ok(()),
+        Err(failure) => Err(failure.into()),
+        Ok((container, state)) => remove(&container, &state, args.force, what),
+    })
+}
+
+fn remove(container: &Container, state: &State, force: bool, what: &str) -> anyhow::Result<()> {
+    if state.status.is_up() {
+        if !force {
+            let why = format!("it is {}", state.status.word());
+            let name = &container.config.name;
+            return Err(Failure::new(what, why, format!("`coracle stop {name}` first, or `coracle rm -f {name}`")).into());
+        }
+        // A monitor that does not answer any more is about to go.
+        if let Ok(connection) = Connection::open(container, state, what) {
+            let _ = stop::stop(&connection, KILL, Some(0), what);
+        }
+    }
+    // One that is being started is not there to be removed.
+    let _held = match container.config.remove && !container.directory().exists() {
+        true => return Ok(()),
+        false => container.claim()?,
+    };
+    Ok(container.remove()?)
+}
+
+/// Remove all containers that do not run.
+#[derive(Debug, Args)]
+pub struct PruneArgs {
+    /// Do not ask
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Removes them, and prints their ids.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn run_prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
+    let what = "cannot remove containers";
+    if !args.force && !super::system::confirmed(what, "coracle container prune --force", &["all stopped containers"])? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut gone = Vec::new();
+    for container in containers::open(what)?.all()? {
+        if !container.state()?.status.is_up() && !container.has_monitor()? {
+            container.remove()?;
+            gone.push(container.config.id);
+        }
+    }
+    if !gone.is_empty() {
+        writeln!(io::stdout(), "Deleted Containers:")?;
+        gone.iter().try_for_each(|id| writeln!(io::stdout(), "{id}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Attaching containers to networks, and cleaning up after them.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+
+use super::dns::{NameServer, Resolvers};
+use super::model::{Lease, Network};
+use super::ports::{self, Listener, Proxy, Publish, Published};
+use super::store::{Locked, Store};
+use super::{host, ipam, manage};
+use crate::failure::Failure;
+use crate::vmm::devices::virtio::net::{MacAddress, NetBackend, NetConfig};
+
+/// A container that is to be attached to a network.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The network, by name or ID.
+    pub network: String,
+    /// The container's ID.
+    pub container: String,
+    /// Names by which others find it, the container's own first, then aliases and its short ID.
+    pub names: Vec<String>,
+    /// The address that it is to have, where it matters.
+    pub address: Option<Ipv4Addr>,
+    /// The address of its card, where it matters.
+    pub mac: Option<MacAddress>,
+    /// Ports to publish.
+    pub ports: Vec<Publish>,
+}
+
+/// A container's connection to a network, which ends when this is dropped, or the process ends.
+#[derive(Debug)]
+pub struct Attachment {
+    /// What the guest's card is to be connected to.
+    pub backend: NetBackend,
+    /// The card's address.
+    pub mac: MacAddress,
+    /// Addresses for the container's interface, with prefix lengths; IPv4 comes first.
+    pub addresses: Vec<IpNet>,
+    /// Where its default routes lead; none in an internal network.
+    pub gateways: Vec<IpAddr>,
+    /// Its name servers.
+    pub nameservers: Vec<IpAddr>,
+    /// Domains that it completes names with.
+    pub search: Vec<String>,
+    /// Largest packet in bytes.
+    pub mtu: u16,
+    /// Its ports on the host.
+    pub ports: Vec<Published>,
+    container: String,
+    network: String,
+    store: Store,
+    // The order is that in which they end: nothing comes in any more before the network goes.
+    proxy: Option<Proxy>,
+    names: Option<NameServer>,
+    life: Option<File>,
+}
+
+impl Attachment {
+    /// The network's name.
+    pub fn network(&self) -> &str {
+        &self.network
+    }
+
+    /// How the VMM is to connect the guest's card.
+    pub fn config(&self) -> NetConfig {
+        NetConfig { backend: self.backend.clone(), mac: Some(self.mac) }
+    }
+
+    /// Ends it, and says what did not work.
+    ///
+    /// # Errors
+    /// The network's file cannot be written, or the kernel refuses; the next command tries again.
+    pub fn detach(mut self) -> Result<(), Failure> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), Failure> {
+        self.proxy = None;
+        self.names = None;
+        let Some(life) = self.life.take() else { return Ok(()) };
+        let locked = self.store.lock()?;
+        let mut networks = locked.store().list()?;
+        let result = leave(&locked, &mut networks, &self.container, Some(&self.network));
+        drop(life);
+        result.and_then(|()| host::fit(&locked, &networks))
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        if let Err(failure) = self.end() {
+            log::warn!("{failure}");
+        }
+    }
+}
+
+/// Attaches a container to a network of this user. It stays attached until the result is dropped.
+///
+/// # Errors
+/// There is no such network or address, a port is in use, the rights are missing, or the kernel refuses.
+pub fn attach(request: &Request) -> Result<Attachment, Failure> {
+    attach_in(&Store::open()?, request)
+}
+
+/// As [`attach`], with the networks of another store.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure> {
+    let what = format!("cannot attach the container to network `{}`", request.network);
+    if !is_file_name(&request.container) {
+        let why = format!("`{}` is no ID of a container", request.container);
+        return Err(Failure::new(what, why, "64 hexadecimal digits"));
+    }
+    // Whatever is in use is found before anything has changed.
+    let listeners = ports::bind(&request.ports)?;
+    let published: Vec<Published> = listeners.iter().map(|listener| listener.published).collect();
+    let locked = store.lock()?;
+    let mut networks = settled(&locked)?;
+    let at = manage::position(&networks, &request.network, &what)?;
+    let Some(network) = networks.get_mut(at) else { return Err(manage::missing(&what, &request.network)) };
+    let name = network.name.clone();
+    let Some(life) = locked.claim_life(&request.container, &name)? else {
+        return Err(Failure::new(what, "it is attached already", "`coracle network inspect`"));
+    };
+    ensure_free_subnet(network, &what)?;
+    let lease = lease(network, request, &published, &what)?;
+    network.leases.insert(request.container.clone(), lease.clone());
+    locked.save(network)?;
+    let mut attachment = Attachment {
+        backend: NetBackend::Tap(lease.tap.clone()),
+        mac: lease.mac,
+        addresses: network.addresses(&lease),
+        gateways: if network.internal { Vec::new() } else { network.gateways().iter().map(IpNet::addr).collect() },
+        nameservers: vec![network.ipv4.gateway.into()],
+        search: Resolvers::read().search,
+        mtu: network.mtu,
+        ports: published,
+        container: request.container.clone(),
+        network: name,
+        store: store.clone(),
+        proxy: None,
+        names: None,
+        life: Some(life),
+    };
+    let gateway = network.ipv4.gateway;
+    let made = host::fit(&locked, &networks);
+    // What comes next does not change what others see; and dropping the attachment takes the lock.
+    drop(locked);
+    made?;
+    attachment.serve(listeners, lease.ipv4, gateway)?;
+    Ok(attachment)
+}
+
+impl Attachment {
+    fn serve(&mut self, listeners: Vec<Listener>, address: Ipv4Addr, gateway: Ipv4Addr) -> Result<(), Failure> {
+        match NameServer::start(gateway.into(), self.store.path(&self.network)) {
+            Ok(server) => self.names = Some(server),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                // A server on all addresses of the host answers on this one as well, though not for containers.
+                log::warn!("a name server of this host has {gateway}:53: containers do not find each other by name");
+            }
+            Err(error) => return Err(thread_failed("the network's name server", &error)),
+        }
+        if !listeners.is_empty() {
+            let proxy = Proxy::start(listeners, address.into());
+            self.proxy = Some(proxy.map_err(|error| thread_failed("the container's ports", &error))?);
+        }
+        Ok(())
+    }
+}
+
+fn thread_failed(what: &str, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot serve {what}"), error, "`ulimit -n -u`: threads and open files may be used up")
+}
+
+/// Takes a container off every network that it is attached to, if it is. Its addresses are kept for it.
+///
+/// # Errors
+/// A network's file cannot be written, or the kernel refuses.
+pub fn detach(container: &str) -> Result<(), Failure> {
+    let store = Store::open()?;
+    let locked = store.lock()?;
+    let mut networks = settled(&locked)?;
+    leave(&locked, &mut networks, container, None)?;
+    host::fit(&locked, &networks)
+}
+
+/// Lets go of the addresses of a container that is no more.
+///
+/// # Errors
+/// A network's file cannot be written, or the kernel refuses.
+pub fn forget(container: &str) -> Result<(), Failure> {
+    let store = Store::open()?;
+    let locked = store.lock()?;
+    let mut networks = settled(&locked)?;
+    leave(&locked, &mut networks, container, None)?;
+    for network in &mut networks {
+        if network.leases.remove(container).is_some() {
+            locked.save(network)?;
+        }
+    }
+    host::fit(&locked, &networks)
+}
+
+/// Removes what dead containers left on the host, and puts back what others took away from those that live.
+///
+/// # Errors
+/// A network's file cannot be read or written, or the kernel refuses.
+pub fn reconcile() -> Result<(), Failure> {
+    reconcile_in(&Store::open()?)
+}
+
+/// As [`reconcile`], with the networks of another store.
+///
+/// # Errors
+/// As [`reconcile`].
+pub fn reconcile_in(store: &Store) -> Result<(), Failure> {
+    let locked = store.lock()?;
+    let networks = settled(&locked)?;
+    host::fit(&locked, &networks)
+}
+
+/// All networks, the default one too, with the dead taken off them.
+pub(super) fn settled(locked: &Locked) -> Result<Vec<Network>, Failure> {
+    let mut networks = locked.store().list()?;
+    manage::ensure_default(locked, &mut networks)?;
+    for network in &mut networks {
+        let attached: Vec<String> =
+            network.leases.iter().filter(|(_, lease)| lease.attached).map(|(id, _)| id.clone()).collect();
+        for container in attached {
+            // Whoever lives holds this.
+            if let Some(life) = locked.claim_life(&container, &network.name)? {
+                log::debug!("container {container} died without leaving network {}", network.name);
+                retire(network, &container);
+                locked.save(network)?;
+                locked.end_life(&container, &network.name)?;
+                drop(life);
+            }
+        }
+    }
+    locked.clear_lives(&networks)?;
+    Ok(networks)
+}
+
+/// Takes a container off one network, or all.
+fn leave(locked: &Locked, networks: &mut [Network], container: &str, only: Option<&str>) -> Result<(), Failure> {
+    for network in networks.iter_mut().filter(|network| only.is_none_or(|only| network.name == only)) {
+        if network.leases.get(container).is_some_and(|lease| lease.attached) {
+            retire(network, container);
+            locked.save(network)?;
+            locked.end_life(container, &network.name)?;
+        }
+    }
+    Ok(())
+}
+
+fn retire(network: &mut Network, container: &str) {
+    if let Some(lease) = network.leases.get_mut(container) {
+        lease.attached = false;
+        lease.since = now();
+        lease.ports.clear();
+    }
+}
+
+fn lease(network: &mut Network, request: &Request, ports: &[Published], what: &str) -> Result<Lease, Failure> {
+    let ipv4 = ipam::assign(network, &request.container, request.address).map_err(|error| {
+        let subnet = network.ipv4.subnet;
+        Failure::new(what, error, format!("another address of {subnet}, or a network with more of them"))
+    })?;
+    let mac = match request.mac {
+        Some(mac) => mac,
+        None => ipam::mac_for(ipv4).map_err(|error| Failure::new(what, error, "--mac-address 02:42:…"))?,
+    };
+    let ipv6 = network.ipv6.as_ref().map(|pool| ipam::ipv6_for(pool, network.ipv4.subnet, ipv4));
+    let (names, ports, tap) = (request.names.clone(), ports.to_vec(), host::tap_name(network, &request.container));
+    Ok(Lease { names, mac, ipv4, ipv6, tap, attached: true, since: now(), ports })
+}
+
+/// A network that goes up must not take addresses that this host reaches elsewhere.
+fn ensure_free_subnet(network: &mut Network, what: &str) -> Result<(), Failure> {
+    if network.is_up() {
+        return Ok(());
+    }
+    let routed = host::routed(Some(&network.bridge))?;
+    let subnets = network.subnets();
+    let Some(clash) = routed.iter().find(|route| subnets.iter().any(|subnet| ipam::overlap(subnet, route))) else {
+        return Ok(());
+    };
+    if !network.ipv4.automatic {
+        let why = format!("this host has a route to {clash}, which overlaps with the network's subnet");
+        return Err(Failure::new(what, why, "`ip route`; a network with another --subnet"));
+    }
+    let subnet = ipam::free_subnet(&routed, &Resolvers::read().servers)
+        .map_err(|error| Failure::new(what, error, "`coracle network create --subnet …`"))?;
+    log::info!("network {} moves from {} to {subnet}", network.name, network.ipv4.subnet);
+    network.ipv4.gateway = ipam::first_host(subnet);
+    network.ipv4.subnet = subnet;
+    network.leases.clear();
+    Ok(())
+}
+
+/// Whether this can be part of a file's name, beside a network's.
+fn is_file_name(text: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    (1..=128).contains(&text.len()) && text.bytes().all(fits) && !text.starts_with('.')
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The containers of this user, on the disk.
+//!
+//! ```text
+//! containers/ID/config.json   how it was made
+//! containers/ID/state.json    how it is
+//! containers/ID/lock          held by its monitor for as long as that lives
+//! containers/ID/output.log    what its program wrote
+//! containers/ID/monitor.log   what its monitor had to say
+//! containers.lock             held while one is made, renamed or removed
+//! ```
+//!
+//! Files are replaced as a whole. Who finds a container that is said to run and has no monitor settles that it has
+//! ended, so that a monitor can be killed at any moment.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::names;
+use super::record::{Config, State};
+use super::wire::Exit;
+use crate::failure::Failure;
+use crate::network;
+
+/// The containers of one user.
+#[derive(Clone, Debug)]
+pub struct Containers {
+    root: PathBuf,
+}
+
+/// One container.
+#[derive(Clone, Debug)]
+pub struct Container {
+    directory: PathBuf,
+    /// How it was made.
+    pub config: Config,
+}
+
+/// A lock that is held until this is dropped, or its process ends.
+#[derive(Debug)]
+pub struct Held {
+    _file: File,
+}
+
+/// Exit status of a program that was killed with its VM.
+const KILLED: u8 = 137;
+
+impl Containers {
+    /// Those kept below `data`, where images are kept too.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(data: &Path) -> Result<Self, Failure> {
+        let root = data.join("containers");
+        DirBuilder::new().recursive(true).mode(0o700).create(&root).map_err(cannot("open", &root))?;
+        Ok(Self { root })
+    }
+
+    /// Makes a container. `describe` gets its id, and the name that it gets unless one was asked for.
+    ///
+    /// # Errors
+    /// The name is taken or is none, or `describe`'s.
+    pub fn create(
+        &self,
+        name: Option<&str>,
+        describe: impl FnOnce(String, String) -> Result<Config, Failure>,
+    ) -> Result<Container, Failure> {
+        let _alone = self.alone()?;
+        let others = self.all()?;
+        let name = match name {
+            Some(name) => {
+                self.check_name(name, &others)?;
+                name.to_owned()
+            }
+            None => names::new_name(|name| others.iter().any(|other| other.config.name == name)).map_err(no_random)?,
+        };
+        let id = names::new_id().map_err(no_random)?;
+        let directory = self.root.join(&id);
+        let container = Container { directory, config: describe(id, name)? };
+        DirBuilder::new().mode(0o700).create(&container.directory).map_err(cannot("make", &container.directory))?;
+        container.save("state.json", &State::default())?;
+        // Without this file there is no container.
+        container.save("config.json", &container.config)?;
+        Ok(container)
+    }
+
+    /// All of them, the newest first.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn all(&self) -> Result<Vec<Container>, Failure> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.root).map_err(cannot("read", &self.root))? {
+            let directory = entry.map_err(cannot("read", &self.root))?.path();
+            match read(&directory.join("config.json")) {
+                Ok(config) => all.push(Container { directory, config }),
+                // One that is being made, or removed.
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
+                Err(error) => log::warn!("container {} is damaged: {error}", directory.display()),
+            }
+        }
+        all.sort_by(|a, b| b.config.created.cmp(&a.config.created).then_with(|| a.config.id.cmp(&b.config.id)));
+        Ok(all)
+    }
+
+    /// The one with this name, this id, or the only one whose id begins so.
+    ///
+    /// # Errors
+    /// There is none, or more than one; `what` is what cannot be done therefore.
+    pub fn find(&self, text: &str, what: &str) -> Result<Container, Failure> {
+        let mut all = self.all()?;
+        if let Some(at) = all.iter().position(|one| one.config.name == text || one.config.id == text) {
+            return Ok(all.swap_remove(at));
+        }
+        all.retain(|one| !text.is_empty() && one.config.id.starts_with(text));
+        match (all.pop(), all.pop()) {
+            (Some(container), None) => Ok(container),
+            (None, _) => Err(Failure::new(what, "there is no container of that name or id", "`coracle ps -a`")),
+            (Some(_), Some(_)) => Err(Failure::new(what, "several ids begin so", "more digits of it; `coracle ps -a`")),
+        }
+    }
+
+    /// Gives a container another name.
+    ///
+    /// # Errors
+    /// The name is taken or is none.
+    pub fn rename(&self, container: &mut Container, name: &str) -> Result<(), Failure> {
+        let _alone = self.alone()?;
+        self.check_name(name, &self.all()?)?;
+        container.config.name = name.to_owned();
+        container.save("config.json", &container.config)
+    }
+
+    fn check_name(&self, name: &str, others: &[Container]) -> Result<(), Failure> {
+        let what = format!("cannot call a container `{name}`");
+        if !names::is_name(name) {
+            let why = "a name is two letters or digits or more, with `_`, `.` and `-` after the first";
+            return Err(Failure::new(what, why, "another --name"));
+        }
+        if let Some(other) = others.iter().find(|other| other.config.name == name) {
+            let why = format!("container {} has that name", other.short());
+            return Err(Failure::new(what, why, format!("another name, or `coracle rm {name}` first")));
+        }
+        Ok(())
+    }
+
+    fn alone(&self) -> Result<Held, Failure> {
+        let path = self.root.with_extension("lock");
+        let file = open_lock(&path).and_then(|file| {
+            flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        });
+        file.map(|file| Held { _file: file }).map_err(cannot("lock", &path))
+    }
+}
+
+impl Container {
+    /// The container of this directory.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open(directory: &Path) -> Result<Self, Failure> {
+        let config = read(&directory.join("config.json")).map_err(cannot("read", directory))?;
+        Ok(Self { directory: directory.to_owned(), config })
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The first twelve digits of its id.
+    pub fn short(&self) -> &str {
+        self.config.id.get(..12).unwrap_or(&self.config.id)
+    }
+
+    /// The file with what it wrote.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("output.log")
+    }
+
+    /// Its monitor's socket while it runs.
+    pub fn monitor_socket(state: &State) -> PathBuf {
+        state.sockets.join("monitor")
+    }
+
+    /// Its VM's vsock while it runs.
+    pub fn vsock(state: &State) -> PathBuf {
+        state.sockets.join("vsock")
+    }
+
+    /// How it is. One that lost its monitor is settled first.
+    ///
+    /// # Errors
+    /// Its state cannot be read.
+    pub fn state(&self) -> Result<State, Failure> {
+        let state = self.saved_state()?;
+        if !state.status.is_up() {
+            return Ok(state);
+        }
+        match self.try_claim()? {
+            None => Ok(state),
+            // Its monitor may have ended in order just now.
+            Some(_held) => {
+                let mut state = self.saved_state()?;
+                if state.status.is_up() {
+                    self.settle(&mut state)?;
+                }
+                Ok(state)
+            }
+        }
+    }
+
+    /// Whether a monitor looks after it, also before it runs and after.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn has_monitor(&self) -> Result<bool, Failure> {
+        Ok(self.try_claim()?.is_none())
+    }
+
+    /// What a monitor does first: from here on it alone changes the state.
+    ///
+    /// # Errors
+    /// There is another.
+    pub fn claim(&self) -> Result<Held, Failure> {
+        // Whoever looks whether there is a monitor holds the lock for a moment.
+        for _ in 0..100 {
+            if let Some(held) = self.try_claim()? {
+                return Ok(held);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let what = format!("cannot start container {}", self.config.name);
+        Err(Failure::new(what, "it is being started, or runs already", "`coracle ps`"))
+    }
+
+    fn try_claim(&self) -> Result<Option<Held>, Failure> {
+        let path = self.directory.join("lock");
+        let file = open_lock(&path).map_err(cannot("lock", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Held { _file: file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(cannot("lock", &path)(error.into())),
+        }
+    }
+
+    /// Replaces its state; for its monitor.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn set_state(&self, state: &State) -> Result<(), Failure> {
+        self.save("state.json", state)
+    }
+
+    fn settle(&self, state: &mut State) -> Result<(), Failure> {
+        // The VMM ends with its monitor; the sockets are what is left.
+        remove_sockets(&state.sockets);
+        *state = State {
+            exit: Exit { status: KILLED, out_of_memory: false },
+            error: "its monitor was killed".to_owned(),
+            ..state.clone().ended()
+        };
+        // It has lost its lock, by which the networks know that it is dead.
+        if self.config.network.is_some()
+            && let Err(failure) = network::reconcile()
+        {
+            log::warn!("{failure}");
+        }
+        self.set_state(state)
+    }
+
+    /// Removes it from the disk. Nobody may look after it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn remove(&self) -> Result<(), Failure> {
+        // From here on there is no container, whatever becomes of the rest.
+        match fs::remove_file(self.directory.join("config.json")) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("remove", &self.directory)(error)),
+            _ => {}
+        }
+        if self.config.network.is_some() {
+            network::forget(&self.config.id)?;
+        }
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot("remove", &self.directory)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn saved_state(&self) -> Result<State, Failure> {
+        let path = self.directory.join("state.json");
+        read(&path).map_err(cannot("read", &path))
+    }
+
+    fn save(&self, name: &str, value: &impl Serialize) -> Result<(), Failure> {
+        let path = self.directory.join(name);
+        let written = tempfile::NamedTempFile::new_in(&self.directory).and_then(|mut file| {
+            file.write_all(&serde_json::to_vec_pretty(value)?)?;
+            file.persist(&path).map_err(|error| error.error)
+        });
+        written.map(drop).map_err(cannot("write", &path))
+    }
+}
+
+/// Removes the sockets of a container that runs no more.
+pub fn remove_sockets(directory: &Path) {
+    // An empty path is that of a container that never ran.
+    if !directory.as_os_str().is_empty()
+        && let Err(error) = fs::remove_dir_all(directory)
+        && error.kind() != ErrorKind::NotFound
+    {
+        log::warn!("cannot remove {}: {error}", directory.display());
+    }
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+fn cannot(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    let what = format!("cannot {verb} {}", path.display());
+    move |error| Failure::new(what, error, "look at the directory's owner and the space left there")
+}
+
+fn no_random(error: io::Error) -> Failure {
+    Failure::new("cannot make up a container's id", error, "a kernel with getrandom(2)")
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container as its agent is told of it.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use coracle_protocol::{
+    Address, Container, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Text, WindowSize,
+};
+
+use super::record::{Config, Surroundings};
+use crate::network::Attachment;
+use crate::sandbox::ProcessSpec;
+
+/// The image's disk.
+const ROOT: &str = "/dev/vda";
+/// The first network card.
+const CARD: &str = "eth0";
+/// `MS_NOSUID | MS_NODEV` (`mount(2)`), which Docker gives a tmpfs.
+const GUARDED: u32 = 2 | 4;
+/// `MS_NOEXEC`.
+const NO_EXEC: u32 = 8;
+/// `MS_RDONLY`.
+const READ_ONLY: u32 = 1;
+
+/// What the container is made of. `connected` is its connection, where it has one.
+pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
+    let around = &config.surroundings;
+    Container {
+        root: Text::new(ROOT),
+        read_only: around.read_only,
+        hostname: Text::new(&config.process.hostname),
+        shm_size: around.shm_size,
+        mounts: around.tmpfs.iter().map(|(target, options)| tmpfs(target, options)).collect(),
+        files: files(config, connected),
+        network: connected.map(interface).into_iter().collect(),
+        pids_limit: around.pids_limit,
+        privileged: around.privileged,
+        sysctls: around.sysctls.iter().map(|(name, value)| sysctl(name, value)).collect(),
+        init: around.init,
+        ..Container::default()
+    }
+}
+
+/// A process in it: its first, or another.
+pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<WindowSize>) -> Process {
+    let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
+    let limit = |limit: &super::record::Limit| ResourceLimit {
+        resource: limit.resource,
+        soft: limit.soft,
+        hard: limit.hard,
+    };
+    Process {
+        arguments: bytes(&spec.arguments),
+        environment: bytes(&spec.environment),
+        directory: spec.directory.clone().into_bytes(),
+        user: spec.user.clone().into_bytes(),
+        groups: bytes(&around.groups),
+        capabilities: around.capabilities,
+        no_new_privileges: around.no_new_privileges,
+        limits: around.limits.iter().map(limit).collect(),
+        terminal,
+    }
+}
+
+/// Options that are flags of `mount(2)` become these; the rest is for the file system.
+fn tmpfs(target: &str, options: &str) -> Mount {
+    let (mut flags, mut rest) = (GUARDED | NO_EXEC, Vec::new());
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => flags |= READ_ONLY,
+            "rw" => flags &= !READ_ONLY,
+            "exec" => flags &= !NO_EXEC,
+            "noexec" => flags |= NO_EXEC,
+            "suid" => flags &= !2,
+            "nosuid" => flags |= 2,
+            "dev" => flags &= !4,
+            "nodev" => flags |= 4,
+            other => rest.push(other),
+        }
+    }
+    Mount { target: target.as_bytes().to_vec(), source: Source::Memory(rest.join(",").into_bytes()), flags }
+}
+
+fn sysctl(name: &str, value: &str) -> Sysctl {
+    Sysctl { name: name.as_bytes().to_vec(), value: value.as_bytes().to_vec() }
+}
+
+fn interface(connected: &Attachment) -> Interface {
+    let address = |net: &ipnet::IpNet| Address { address: net.addr(), prefix: net.prefix_len() };
+    Interface {
+        name: Text::new(CARD),
+        mtu: Some(connected.mtu.into()),
+        addresses: connected.addresses.iter().map(address).collect(),
+        gateways: connected.gateways.clone(),
+    }
+}
+
+/// The files of `/etc` that Docker makes.
+fn files(config: &Config, connected: Option<&Attachment>) -> Vec<File> {
+    let file = |path: &str, content: String| File { path: path.into(), mode: 0o644, content: content.into_bytes() };
+    let addresses: Vec<IpAddr> = connected.iter().flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
+    let mut files = vec![
+        file("/etc/hostname", format!("{}\n", config.process.hostname)),
+        file("/etc/hosts", hosts(&config.process.hostname, &addresses, &config.surroundings.hosts)),
+    ];
+    if let (Some(network), Some(connected)) = (&config.network, connected) {
+        let servers = if network.dns.is_empty() { &connected.nameservers } else { &network.dns };
+        let search = if network.search.is_empty() { &connected.search } else { &network.search };
+        files.push(file("/etc/resolv.conf", resolver(servers, search)));
+    }
+    files
+}
+
+fn hosts(hostname: &str, own: &[IpAddr], more: &[(String, IpAddr)]) -> String {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+                    ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+        .to_owned();
+    // Writing to a string does not fail.
+    more.iter().for_each(|(name, address)| _ = writeln!(text, "{address}\t{name}"));
+    own.iter().for_each(|address| _ = writeln!(text, "{address}\t{hostname}"));
+    text
+}
+
+fn resolver(servers: &[IpAddr], search: &[String]) -> String {
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    if !search.is_empty() {
+        text += &format!("search {}\n", search.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_tmpfs_are_told_apart() {
+        let mount = tmpfs("/run", "size=1m,exec,mode=700,ro");
+        assert_eq!((mount.flags, mount.source), (GUARDED | READ_ONLY, Source::Memory(b"size=1m,mode=700".to_vec())));
+        assert_eq!(tmpfs("/run", "").flags, GUARDED | NO_EXEC);
+    }
+
+    #[test]
+    fn etc_has_what_docker_writes() {
+        let more = [("db".to_owned(), "10.0.0.9".parse().unwrap())];
+        let text = hosts("box", &["172.17.0.2".parse().unwrap()], &more);
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n") && text.ends_with("10.0.0.9\tdb\n172.17.0.2\tbox\n"));
+        let text = resolver(&["10.0.0.1".parse().unwrap()], &["a.example".into(), "b.example".into()]);
+        assert_eq!(text, "nameserver 10.0.0.1\nsearch a.example b.example\n");
+    }
+}

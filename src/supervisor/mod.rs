@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Containers over time: made, started, looked after while they run, and removed.
+//!
+//! Each running container has a monitor, a process of its own that owns its VM, keeps its output and knows how it ends;
+//! there is no daemon. Everything else is read from the disk.
+
+pub mod client;
+pub mod containers;
+pub mod describe;
+pub mod log;
+pub mod monitor;
+pub mod names;
+pub mod record;
+pub mod wire;
+
+pub use client::Connection;
+pub use containers::{Container, Containers};
+pub use record::{Config, ImageUse, Limit, LogDriver, NetworkUse, State, Status, Surroundings};

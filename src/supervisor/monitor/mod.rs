@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The process that looks after one running container: it owns the VM, keeps the output, and tells how it ended.
+
+mod clients;
+mod output;
+
+use std::env;
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use coracle_protocol::WindowSize;
+use jiff::Timestamp;
+
+use self::clients::Clients;
+use self::output::Output;
+use super::containers::{Container, Held, remove_sockets};
+use super::describe;
+use super::record::{Config, LogDriver, NetworkUse, State, Status};
+use super::wire::{Exit, Reply, Size, Stream};
+use crate::failure::{EXIT_FAILURE, Failure};
+use crate::image::Store;
+use crate::network::{self, Attachment};
+use crate::sandbox::{Agent, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
+
+/// Exit status of a program that was killed with its VM.
+const KILLED: u8 = 137;
+/// How long a guest has to kill its program before the VM is ended under it.
+const KILLING: Duration = Duration::from_secs(2);
+/// How long clients have to take what is left for them once the container has ended.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// What the threads of a monitor share.
+struct Monitor {
+    container: Container,
+    phase: Mutex<Phase>,
+    changed: Condvar,
+    clients: Clients,
+    /// Where its agent is reached.
+    vsock: PathBuf,
+    /// Where attached clients' input goes.
+    input: Mutex<Option<UnixStream>>,
+    /// Size of the terminal that the program starts with.
+    size: Mutex<Size>,
+}
+
+/// How far the container has come.
+enum Phase {
+    /// Its VM may be there already.
+    Starting(Option<Stopper>),
+    /// The program runs.
+    Running(Handle, Stopper),
+    /// It has ended, or never started.
+    Ended(Reply),
+}
+
+/// Looks after the container in `directory` until it has ended; `client` is the connection of who asked for it.
+///
+/// # Errors
+/// None that `client` has not been told; for the log.
+pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
+    let client = UnixStream::from(client);
+    let prepared = Container::open(directory).and_then(|container| {
+        let held = container.claim()?;
+        let sockets = make_socket_directory(container.short())?;
+        let listener = UnixListener::bind(sockets.join("monitor")).map_err(|error| no_sockets(&sockets, error))?;
+        Ok((container, held, sockets, listener))
+    });
+    let (container, held, sockets, listener) = match prepared {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            clients::refuse(&client, &failure);
+            return Err(failure);
+        }
+    };
+    let monitor = Arc::new(Monitor {
+        container,
+        phase: Mutex::new(Phase::Starting(None)),
+        changed: Condvar::new(),
+        clients: Clients::default(),
+        vsock: sockets.join("vsock"),
+        input: Mutex::default(),
+        size: Mutex::default(),
+    });
+    if let Err(error) = clients::serve_first(&monitor, client) {
+        log::info!("who asked for the container has gone: {error}");
+    }
+    clients::accept(&monitor, listener);
+    monitor.live(sockets, held)
+}
+
+impl Monitor {
+    fn live(self: &Arc<Self>, sockets: PathBuf, held: Held) -> Result<(), Failure> {
+        let before = self.container.state()?;
+        let mut state = State {
+            sockets: sockets.clone(),
+            started: Some(Timestamp::now()),
+            finished: None,
+            error: String::new(),
+            ..before.clone()
+        };
+        let (reply, outcome) = match self.start(&mut state) {
+            Ok(started) => {
+                let outcome = self.follow(started);
+                let exit = outcome.as_ref().copied().unwrap_or(Exit { status: KILLED, out_of_memory: false });
+                let error = outcome.as_ref().err().map(|failure| failure.why.clone()).unwrap_or_default();
+                state =
+                    State { exit, error, ..state.ended() };
+                (Reply::Ended(exit), outcome.map(drop))
+            }
+            Err(NotRun { failure, status }) => {
+                let exit = Exit { status, out_of_memory: false };
+                state = State { exit, error: failure.why.clone(), ..before };
+                (Reply::Failed { failure: failure.clone(), status }, Err(failure))
+            }
+        };
+        remove_sockets(&sockets);
+        let kept = match self.container.config.remove {
+            true => self.container.remove(),
+            false => self.container.set_state(&state),
+        };
+        // Who hears of the end may start it again at once.
+        drop(held);
+        self.enter(Phase::Ended(reply.clone()));
+        self.clients.tell(&reply, Some(FAREWELL));
+        self.clients.settle(FAREWELL);
+        outcome.and(kept)
+    }
+
+    /// Up to where the program runs.
+    fn start(&self, state: &mut State) -> Result<Started, NotRun> {
+        let config = &self.container.config;
+        let what = format!("cannot start container {}", config.name);
+        let explain = |problem| Failure::from(crate::image::ImageError::new(&what)(problem));
+        let store = Store::open().map_err(explain)?;
+        // Nobody removes the image between here and where the VMM has its disk open.
+        let content = store.hold_content().map_err(explain)?;
+        let image = store.image(&config.image.manifest).map_err(explain)?;
+        let rootfs = store.rootfs(&image).map_err(Failure::from)?;
+        let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
+        state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
+        state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
+        let nets = connected.iter().map(Attachment::config).collect();
+        let vm = MicroVm::start(&rootfs, config.shape, nets, &self.vsock)?;
+        self.enter(Phase::Starting(Some(vm.stopper()?)));
+        vm.ready()?;
+        drop(content);
+        let Size { rows, columns } = *self.size.lock().expect("no thread panics while it holds this");
+        let terminal = config.terminal.then_some(WindowSize { rows, columns });
+        let start = ProcessStart {
+            container: Some(describe::container(config, connected.as_ref())),
+            process: describe::process(&config.process, &config.surroundings, terminal),
+            stdin: config.interactive,
+            output: true,
+        };
+        let agent = Agent::connect(&self.vsock).map_err(|failure| vm.gone(failure.why))?;
+        let mut process = agent.start(start)?;
+        *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
+        state.status = Status::Running;
+        state.pid = vm.pid();
+        self.container.set_state(state)?;
+        Ok(Started { vm, process, connected })
+    }
+
+    /// From there to its end.
+    fn follow(self: &Arc<Self>, started: Started) -> Result<Exit, Failure> {
+        let Started { vm, mut process, connected } = started;
+        let path = self.container.log();
+        let kept = (self.container.config.log == LogDriver::JsonFile).then_some(&*path);
+        let output = Output::open(Arc::clone(self), kept)?;
+        self.enter(Phase::Running(process.handle.clone(), vm.stopper()?));
+        self.clients.tell(&Reply::Started, None);
+        for (from, stream) in [(process.stdout.take(), Stream::Stdout), (process.stderr.take(), Stream::Stderr)] {
+            if let Some(from) = from {
+                output.copy(from, stream);
+            }
+        }
+        let ended = process.wait().map_err(|failure| vm.gone(failure.why));
+        output.finish(FAREWELL);
+        vm.stop();
+        // Ports are free again before anybody hears of the end.
+        drop(connected);
+        ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
+    }
+
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().expect("no thread panics while it holds this")
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.phase() = phase;
+        self.changed.notify_all();
+    }
+
+    fn set_first_size(&self, size: Option<Size>) {
+        if let Some(size) = size {
+            *self.size.lock().expect("no thread panics while it holds this") = size;
+        }
+    }
+
+    /// Adds a client with `add`; what has happened already is its first reply.
+    fn attach(&self, add: impl FnOnce()) -> Option<Reply> {
+        let phase = self.phase();
+        match &*phase {
+            Phase::Starting(_) => {
+                add();
+                None
+            }
+            Phase::Running(..) => {
+                add();
+                Some(Reply::Started)
+            }
+            Phase::Ended(reply) => Some(reply.clone()),
+        }
+    }
+
+    /// The running program, once it runs; the reply to give instead where it has ended.
+    fn running(&self) -> Result<Handle, Reply> {
+        let mut phase = self.phase();
+        loop {
+            match &*phase {
+                Phase::Starting(_) => phase = self.changed.wait(phase).expect("no panic"),
+                Phase::Running(handle, _) => return Ok(handle.clone()),
+                Phase::Ended(reply) => return Err(reply.clone()),
+            }
+        }
+    }
+
+    fn with_process(&self, ask: impl FnOnce(&Handle) -> Result<(), Failure>) -> Reply {
+        match self.running().map(|process| ask(&process)) {
+            Ok(Ok(())) => Reply::Done,
+            Ok(Err(failure)) => Reply::Failed { failure, status: EXIT_FAILURE },
+            Err(reply) => reply,
+        }
+    }
+
+    /// Sends the program a signal. One that cannot be caught ends a VM that does not answer.
+    fn signal(&self, number: u8) -> Reply {
+        if i32::from(number) == libc::SIGKILL {
+            return self.stop(number, Some(KILLING));
+        }
+        self.with_process(|process| process.signal(number))
+    }
+
+    fn pause(&self, still: bool) -> Reply {
+        let done = self.with_process(|_| Agent::connect(&self.vsock)?.pause(still));
+        if done == Reply::Done {
+            let status = if still { Status::Paused } else { Status::Running };
+            // Its end, if that came meanwhile, has the last word.
+            let _phase = self.phase();
+            if let Ok(state) = self.container.state()
+                && state.status.is_up()
+                && let Err(failure) = self.container.set_state(&State { status, ..state })
+            {
+                return Reply::Failed { failure, status: EXIT_FAILURE };
+            }
+        }
+        done
+    }
+
+    /// Gives the program input, or the end of it.
+    fn take_input(&self, bytes: &[u8]) {
+        if self.running().is_err() {
+            return;
+        }
+        let mut input = self.input.lock().expect("no thread panics while it holds this");
+        let taken = input.as_mut().is_some_and(|to| !bytes.is_empty() && to.write_all(bytes).is_ok());
+        if !taken && let Some(gone) = input.take() {
+            // The program may have closed its end before.
+            let _ = gone.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Asks the program to end, and ends it if it does not.
+    fn stop(&self, signal: u8, grace: Option<Duration>) -> Reply {
+        let deadline = grace.map(|grace| Instant::now() + grace);
+        let mut phase = self.phase();
+        match &*phase {
+            // What has not started has nothing to lose.
+            Phase::Starting(Some(stopper)) => stopper.stop(),
+            Phase::Starting(None) => {}
+            Phase::Running(handle, stopper) => match handle.signal(signal) {
+                Ok(()) => {}
+                Err(_) => stopper.stop(),
+            },
+            Phase::Ended(_) => {}
+        }
+        loop {
+            if let Phase::Ended(reply) = &*phase {
+                return reply.clone();
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            phase = match left {
+                None => self.changed.wait(phase).expect("no panic"),
+                Some(Duration::ZERO) => {
+                    if let Phase::Running(_, stopper) | Phase::Starting(Some(stopper)) = &*phase {
+                        stopper.stop();
+                    }
+                    self.changed.wait_timeout(phase, Duration::from_millis(100)).expect("no panic").0
+                }
+                Some(left) => self.changed.wait_timeout(phase, left).expect("no panic").0,
+            };
+        }
+    }
+}
+
+/// A container whose program runs. The VM ends before its network does.
+struct Started {
+    vm: MicroVm,
+    process: Running,
+    connected: Option<Attachment>,
+}
+
+fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
+    let short = config.id.chars().take(12).collect();
+    network::attach(&network::Request {
+        network: network.name.clone(),
+        container: config.id.clone(),
+        names: std::iter::once(&config.name).chain(&network.aliases).cloned().chain([short]).collect(),
+        address: network.address,
+        mac: network.mac,
+        ports: network.ports.clone(),
+    })
+}
+
+/// A directory for sockets: short, since the name of one has 107 bytes at most.
+fn make_socket_directory(short: &str) -> Result<PathBuf, Failure> {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = rustix::process::geteuid();
+    let base = set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
+        (true, _) => PathBuf::from("/run/coracle"),
+        (false, Some(runtime)) => runtime.join("coracle"),
+        (false, None) => env::temp_dir().join(format!("coracle-{}", user.as_raw())),
+    });
+    let directory = base.join(short);
+    // What a killed monitor left is nobody's: we hold the container's lock.
+    remove_sockets(&directory);
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    made.and_then(|()| check_owner(&base)).map_err(|error| no_sockets(&directory, error))?;
+    Ok(directory)
+}
+
+/// In a directory that anybody can write, somebody else may have been there first.
+fn check_owner(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::symlink_metadata(directory)?;
+    match metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw() {
+        true => Ok(()),
+        false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else")),
+    }
+}
+
+fn no_sockets(directory: &Path, error: io::Error) -> Failure {
+    Failure::new(
+        format!("cannot make sockets in {}", directory.display()),
+        error,
+        "set CORACLE_RUN to a directory with a short name that is yours",
+    )
+}
