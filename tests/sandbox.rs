@@ -27,7 +27,7 @@ const MS_NOEXEC: u32 = 8;
 
 /// A guest with the busybox image as its first disk.
 struct Vm {
-    _guest: Guest,
+    guest: Guest,
     folder: TempDir,
 }
 
@@ -43,7 +43,7 @@ impl Vm {
         words.push(format!("--disk={},ro", rootfs.display()));
         words.push(format!("--vsock={}", folder.path().join("vsock").display()));
         words.extend(more.iter().map(|word| (*word).to_owned()));
-        Self { _guest: Guest::start(words), folder }
+        Self { guest: Guest::start(words), folder }
     }
 
     /// With a container that does nothing for a long time.
@@ -204,6 +204,24 @@ fn a_joining_process_is_as_the_first_and_ends_as_it_likes() {
 }
 
 #[test]
+fn arguments_are_as_many_as_linux_takes() {
+    let vm = Vm::boot(&[]);
+    let word = "x".repeat(16_000);
+    let script = "for word do n=$((n+${#word})); done; echo $# $n";
+    let mut words = vec!["sh", "-c", script, "sh"];
+    words.extend([word.as_str(); 125]);
+    let (status, stdout, stderr) = finish(vm.start(Some(container()), process(&words)).unwrap());
+    assert_eq!((status, stdout.as_str()), (0, "125 2000000\n"), "{stderr}");
+    for count in [200, 300] {
+        let mut words = vec!["echo"];
+        words.resize(count, &word);
+        let refused = vm.start(Some(container()), process(&words)).unwrap_err();
+        assert_eq!(refused.status, 126);
+        assert!(refused.failure.why.contains("too long"), "{}", refused.failure);
+    }
+}
+
+#[test]
 fn what_a_process_leaves_running_does_not_keep_its_streams() {
     let (vm, _first) = Vm::with_container(container());
     let started = Instant::now();
@@ -344,8 +362,11 @@ fn it_can_be_watched_paused_and_signalled_as_a_whole() {
 
     agent.signal_all(SIGTERM).unwrap();
     assert_eq!(busy.wait().unwrap(), ended(EndedBy::Signal(SIGTERM)));
+    // One that stands can be ended all the same, and does not make the next one stand.
+    agent.pause(true).unwrap();
     agent.signal_all(SIGKILL).unwrap();
     assert_eq!(first.wait().unwrap(), ended(EndedBy::Signal(SIGKILL)));
+    assert_eq!(finish(vm.start(Some(container()), process(&["true"])).unwrap()).0, 0);
     assert_eq!(agent.usage().unwrap_err().why, "no container runs");
 }
 
@@ -372,6 +393,9 @@ fn a_written_layer_can_be_on_a_disk_or_bounded() {
         let (status, stdout, stderr) = finish(vm.start(Some(spec), sh(script)).unwrap());
         assert_eq!((status, stdout.as_str()), (0, output), "{stderr}");
         vm.agent().shut_down(Duration::from_secs(1)).unwrap();
+        assert!(vm.guest.wait().0.success());
+        let state = host("dumpe2fs", &["-h", disk.to_str().unwrap()]);
+        assert!(!state.contains("needs_recovery"), "{state}");
     }
     let vm = Vm::boot(&[]);
     let spec = Container { upper: Upper::Memory(Some(1 << 20)), ..container() };

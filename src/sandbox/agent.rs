@@ -121,7 +121,11 @@ impl Agent {
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
         let request = Start { container: start.container, process: start.process, streams };
-        match self.channel.call(&Message::Start(Box::new(request))) {
+        let request = Message::Start(Box::new(request));
+        if request.to_frame(0).is_err() {
+            return Err(too_long(&program));
+        }
+        match self.channel.call(&request) {
             Ok(Message::Started) => {}
             Ok(_) => return Err(lost("it answered something else").into()),
             Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
@@ -309,6 +313,12 @@ fn no_port(error: io::Error) -> Failure {
 
 fn lost(seen: impl std::fmt::Display) -> Failure {
     Failure::new("the agent in the guest has failed", seen, LOOK)
+}
+
+fn too_long(program: &[u8]) -> NotRun {
+    let what = format!("cannot run `{}` in the container", String::from_utf8_lossy(program));
+    let why = "its arguments and environment are too long";
+    NotRun { failure: Failure::new(what, why, "fewer of them, or a file with their content"), status: NOT_EXECUTABLE }
 }
 
 fn not_started(program: &[u8], refused: &coracle_protocol::Failure) -> NotRun {

@@ -65,7 +65,7 @@ impl Agent {
             Console::None => return,
             Console::IfPresent | Console::Shell => {}
         }
-        if mounts::prepare().is_err() {
+        if mounts::prepare_console().is_err() {
             sys::say(b"coracle-agent: not every file system could be mounted: see `mount` and `dmesg`\n");
         }
         match self.watch_signals().and_then(|()| console::start_shell()) {

@@ -17,8 +17,9 @@ use crate::mounts::read_to_end;
 use crate::signals::wait_until;
 use crate::sys;
 
-const PATH: &CStr = c"/sys/fs/cgroup/container";
-const CONTROLLERS: &CStr = c"/sys/fs/cgroup/cgroup.subtree_control";
+/// In [`CGROUPS`](crate::mounts::CGROUPS).
+const PATH: &CStr = c"/run/cgroup/container";
+const CONTROLLERS: &CStr = c"/run/cgroup/cgroup.subtree_control";
 /// How long processes may take to stand still; one that is in the middle of a system call comes to its end first.
 const FREEZE_MS: u64 = 10_000;
 
@@ -36,11 +37,17 @@ impl Cgroup {
             let controllers = rustix::fs::open(CONTROLLERS, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::write(&controllers, b"+pids")?;
         }
-        match mkdir(PATH, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(error) => return Err(error),
+        let made = mkdir(PATH, Mode::from_raw_mode(0o755));
+        if made != Err(Errno::EXIST) {
+            made?;
         }
         let group = Self(rustix::fs::open(PATH, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+        if made.is_err() {
+            // The container before this one may have ended while it stood.
+            group.thaw()?;
+            // Without the controller there is no limit to lift.
+            let _ = group.write(c"pids.max", b"max");
+        }
         if let Some(limit) = pids_limit {
             group.write(c"pids.max", format!("{limit}").as_bytes())?;
         }

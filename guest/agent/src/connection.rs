@@ -2,6 +2,7 @@
 //! One connection from the host.
 
 use alloc::format;
+use alloc::vec;
 use alloc::vec::Vec;
 
 use coracle_protocol::{
@@ -16,8 +17,10 @@ use rustix::process::Pid;
 use crate::guest::{Guest, Question};
 use crate::{facts, mounts, sys, terminal};
 
-/// Bytes read at once. Also bounds what waits to be sent: nothing is read while something does.
+/// Bytes read at once between frames. Also bounds what waits to be sent: nothing is read while something does.
 const CHUNK: usize = 2048;
+/// Bytes read at once in the middle of a long frame.
+const LONG_CHUNK: usize = 64 << 10;
 
 /// What a host's requests ask of the agent as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +98,8 @@ impl Connection {
         if self.closing {
             return Outcome::Close;
         }
-        let mut chunk = [0; CHUNK];
-        let count = match recv(&self.socket, &mut chunk, RecvFlags::empty()) {
+        let mut chunk = vec![0; self.decoder.wanted().unwrap_or(0).clamp(CHUNK, LONG_CHUNK)];
+        let count = match recv(&self.socket, &mut chunk[..], RecvFlags::empty()) {
             Ok((0, _)) => return Outcome::Close,
             Ok((count, _)) => count,
             Err(Errno::AGAIN | Errno::INTR) => return Outcome::Continue,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ffi::CStr;
 
 use rustix::fd::AsFd;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 
@@ -24,15 +24,26 @@ const fn file_system(kind: &'static CStr, at: &'static CStr, flags: MountFlags, 
 const NOSUID: MountFlags = MountFlags::NOSUID;
 const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// In order: each directory is made in the file system before it.
-const FILE_SYSTEMS: [FileSystem; 7] = [
+/// The root of the container, as the agent has it.
+pub const CONTAINER: &CStr = c"/container";
+/// Control groups, where the agent has them.
+pub const CGROUPS: &CStr = c"/run/cgroup";
+
+/// What the agent needs for a container, which has its own of all others. In order: each directory is made in the file
+/// system before it.
+const FOR_CONTAINERS: [FileSystem; 4] = [
     file_system(c"devtmpfs", c"/dev", NOSUID.union(MountFlags::NOEXEC), c"mode=0755"),
+    file_system(c"proc", c"/proc", NOTHING, c""),
+    file_system(c"tmpfs", c"/run", NOSUID.union(MountFlags::NODEV), c"mode=0755"),
+    file_system(c"cgroup2", CGROUPS, NOTHING, c""),
+];
+
+/// What a person at the console needs besides.
+const FOR_PEOPLE: [FileSystem; 4] = [
     file_system(c"devpts", c"/dev/pts", NOSUID.union(MountFlags::NOEXEC), c"mode=0620,gid=5,ptmxmode=0666"),
     file_system(c"tmpfs", c"/dev/shm", NOSUID.union(MountFlags::NODEV), c"mode=1777"),
-    file_system(c"proc", c"/proc", NOTHING, c""),
     file_system(c"sysfs", c"/sys", NOTHING, c""),
     file_system(c"cgroup2", c"/sys/fs/cgroup", NOTHING, c""),
-    file_system(c"tmpfs", c"/run", NOSUID.union(MountFlags::NODEV), c"mode=0755"),
 ];
 
 /// What could not be mounted.
@@ -44,13 +55,25 @@ pub struct MountError {
     pub error: Errno,
 }
 
-/// Mounts what is missing. A kernel without one of the file systems is left without it.
+/// Mounts what is missing of what containers need. A kernel without one of the file systems is left without it.
 ///
 /// # Errors
 /// The first that failed; the others are mounted all the same.
 pub fn prepare() -> Result<(), MountError> {
+    mount_all(&FOR_CONTAINERS)
+}
+
+/// The same, and what a person needs.
+///
+/// # Errors
+/// As for [`prepare`].
+pub fn prepare_console() -> Result<(), MountError> {
+    prepare().and(mount_all(&FOR_PEOPLE))
+}
+
+fn mount_all(file_systems: &[FileSystem]) -> Result<(), MountError> {
     let mut outcome = Ok(());
-    for one in &FILE_SYSTEMS {
+    for one in file_systems {
         match prepare_one(one) {
             // BUSY: it is there. NODEV: the kernel has no such file system.
             Ok(()) | Err(Errno::BUSY | Errno::NODEV) => {}
@@ -62,6 +85,10 @@ pub fn prepare() -> Result<(), MountError> {
 }
 
 fn prepare_one(one: &FileSystem) -> Result<(), Errno> {
+    // The kernel would mount a second one over it.
+    if one.kind == c"tmpfs" && rustix::fs::access(one.at, Access::EXISTS).is_ok() {
+        return Ok(());
+    }
     match mount(one.kind, one.at, one.kind, one.flags, one.options) {
         Err(Errno::NOENT) => {
             rustix::fs::mkdir(one.at, Mode::from_raw_mode(0o755))?;
@@ -74,6 +101,8 @@ fn prepare_one(one: &FileSystem) -> Result<(), Errno> {
 /// Detaches every file system that is on a block device, so that it is clean on disk; one that is in use becomes
 /// read-only. Without `/proc` nothing can have been mounted by anyone.
 pub fn release() {
+    // What lies over a disk keeps it busy. There may have been no container.
+    let _ = unmount(CONTAINER, UnmountFlags::empty());
     let Some(table) = read_table() else { return };
     for line in table.lines().rev() {
         if let Some(target) = block_device_mount(line)

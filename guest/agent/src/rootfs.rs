@@ -11,12 +11,12 @@ use rustix::fs::{FileType, Mode, makedev, mkdir, mknodat, symlink};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountFlags, mount, mount_move, mount_remount};
 
+use crate::mounts::CONTAINER as ROOT;
 use crate::workload::{Refusal, failed};
 use crate::{inserts, masks, mounts};
 
 const IMAGE: &CStr = c"/image";
 const WRITTEN: &CStr = c"/written";
-const ROOT: &CStr = c"/container";
 
 const NOTHING: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 const NOSUID_NOEXEC: MountFlags = MountFlags::NOSUID.union(MountFlags::NOEXEC);

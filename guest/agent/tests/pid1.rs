@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::{Agent, IoPorts, end};
 use coracle_protocol::{
-    CallError, Channel, ErrorCode, Frame, Hello, Message, PVPANIC_PORT, PVPANIC_SHUTDOWN, Ping, Shutdown, ShutdownMode,
-    Text, VERSIONS, Versions, read_frame, write_frame,
+    CallError, Channel, ErrorCode, Frame, Hello, Message, PVPANIC_PORT, PVPANIC_SHUTDOWN, Ping, Resize, Shutdown,
+    ShutdownMode, Signal, Text, Usage, VERSIONS, Versions, WindowSize, read_frame, write_frame,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -28,11 +28,12 @@ fn main() {
     if arguments.next().is_some_and(|first| first == "init") {
         init(Path::new(&arguments.next().expect("a directory")));
     }
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         ("a_session_ends_with_power_off", a_session_ends_with_power_off),
         ("reboot_is_not_power_off", reboot_is_not_power_off),
         ("poweroff_and_reboot_turn_to_pid_1", poweroff_and_reboot_turn_to_pid_1),
         ("what_is_unknown_or_malformed_is_answered", what_is_unknown_or_malformed_is_answered),
+        ("what_has_no_process_is_refused", what_has_no_process_is_refused),
         ("nothing_but_hello_comes_first", nothing_but_hello_comes_first),
         ("no_common_version_closes_the_connection", no_common_version_closes_the_connection),
         ("garbage_ends_its_own_connection_only", garbage_ends_its_own_connection_only),
@@ -244,6 +245,36 @@ fn what_is_unknown_or_malformed_is_answered() {
     // An error is not answered: two agents of the kind would never stop.
     write(&mut stream, 11, &Message::Ping(Ping { token: 3 }));
     assert_eq!(read(&mut stream), (11, Message::Pong(Ping { token: 3 })));
+}
+
+fn what_has_no_process_is_refused() {
+    let guest = Guest::start();
+    let mut stream = greeted(&guest);
+    let size = WindowSize { rows: 1, columns: 1 };
+    let about_none = [
+        Message::Start(Box::default()),
+        Message::Signal(Signal { process: 1, signal: 9, all: false }),
+        Message::Signal(Signal { process: 0, signal: 9, all: true }),
+        Message::Resize(Resize { process: 7, size }),
+        Message::Pause,
+        Message::Resume,
+        Message::Stats,
+        Message::Top,
+    ];
+    // All in one piece: none is lost behind another.
+    let mut bytes = Vec::new();
+    for (id, message) in (1..).zip(&about_none) {
+        message.encode(id, &mut bytes).unwrap();
+    }
+    stream.write_all(&bytes).unwrap();
+    for (id, _) in (1..).zip(&about_none) {
+        expect_error(&mut stream, id, ErrorCode::NO_PROCESS);
+    }
+    write(&mut stream, 20, &Message::Top);
+    expect_error(&mut stream, 20, ErrorCode::NO_PROCESS);
+    write(&mut stream, 21, &Message::Usage(Usage::default()));
+    expect_error(&mut stream, 21, ErrorCode::OUT_OF_PLACE);
+    ping(&mut guest.open());
 }
 
 fn nothing_but_hello_comes_first() {

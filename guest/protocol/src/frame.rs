@@ -8,8 +8,9 @@ use core::fmt;
 pub const MAGIC: u8 = 0xc1;
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 12;
-/// Longest payload in bytes.
-pub const MAX_PAYLOAD: usize = 64 * 1024;
+/// Longest payload in bytes: all the arguments and environment that Linux gives a program (2 MiB with the usual limit on
+/// its stack, see `execve(2)`), and as much again for everything else.
+pub const MAX_PAYLOAD: usize = 4 << 20;
 
 /// One frame as it travels.
 #[derive(Clone, Debug, PartialEq, Eq)]

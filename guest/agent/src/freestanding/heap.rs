@@ -10,8 +10,9 @@ use talc::base::binning::{Binning, DefaultBinning};
 use talc::cell::TalcSyncCell;
 use talc::source::Source;
 
-/// Far above what the most connections can hold at once (each one frame and its answers).
-const SIZE: usize = 4 << 20;
+/// Above what the largest frame takes while it is read, decoded and obeyed. Connections hold little beside it: a host
+/// that sends several of the largest at once can make the agent fail, and with it only what is the host's own.
+const SIZE: usize = 24 << 20;
 
 static mut ARENA: [MaybeUninit<u8>; SIZE] = [MaybeUninit::uninit(); SIZE];
 
