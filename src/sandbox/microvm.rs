@@ -42,6 +42,8 @@ pub struct Devices {
     pub nets: Vec<NetConfig>,
     /// Where the host reaches its vsock.
     pub vsock: PathBuf,
+    /// Where the VMM can be asked for its metrics.
+    pub control: PathBuf,
 }
 
 /// A VM that runs, or is about to.
@@ -133,6 +135,7 @@ fn config(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
         "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
         "nets": devices.nets,
         "vsock": { "path": devices.vsock, "cid": 3 },
+        "control": devices.control,
     });
     serde_json::from_value(config)
         .map_err(|error| Failure::new("cannot describe the microVM", error, "use paths that are valid UTF-8"))

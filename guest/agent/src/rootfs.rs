@@ -63,7 +63,10 @@ pub fn assemble(container: &Container) -> core::result::Result<(), Refusal> {
                     &*c_string(options.as_deref().unwrap_or("mode=755"))?,
                 )
             }
-            Upper::Disk(device) => mount(device.as_str(), WRITTEN, c"ext4", MountFlags::NOATIME, c""),
+            // A new disk reads as zeroes: writing them into its inode tables would be work for nothing.
+            Upper::Disk(device) => {
+                mount(device.as_str(), WRITTEN, c"ext4", MountFlags::NOATIME, c"noinit_itable")
+            }
         })
         .map_err(failed("cannot mount what holds the written layer"))?;
     for place in [c"/written/upper", c"/written/work"] {

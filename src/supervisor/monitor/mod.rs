@@ -154,6 +154,7 @@ impl Monitor {
             written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
             nets: connected.iter().map(Attachment::config).collect(),
             vsock: self.vsock.clone(),
+            control: state.sockets.join("control"),
         };
         let vm = MicroVm::start(config.shape, &devices)?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
