@@ -28,6 +28,9 @@ const SIGTERM: u8 = 15;
 /// Seconds that it then has, as with Docker.
 const STOP_TIMEOUT: u64 = 10;
 
+/// Bytes of the disk of a container that is kept; it takes of the host only what is written.
+const STORAGE_SIZE: u64 = 10 << 30;
+
 /// Make a container, to be started later.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
@@ -89,6 +92,9 @@ pub struct ContainerArgs {
     /// Write the container's id to this file, which may not exist
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
+    /// Size of the disk for what is written; 0 to write into the microVM's memory, as with --rm
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    storage_size: Option<u64>,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -216,6 +222,8 @@ impl ContainerArgs {
             stop_timeout: self.stop_timeout.map_or(Some(STOP_TIMEOUT), |seconds| u64::try_from(seconds).ok()),
             labels: labels.into_iter().collect(),
             log: self.log_driver,
+            // What goes with the container anyway needs no disk.
+            storage_size: self.storage_size.or((!self.rm).then_some(STORAGE_SIZE)).filter(|size| *size > 0),
             network: self.network.read(settings.exposed_ports().as_deref().unwrap_or_default(), what)?,
             surroundings: self.surroundings.read(),
         })

@@ -198,9 +198,9 @@ pub fn run(args: &NetworkArgs) -> anyhow::Result<ExitCode> {
 
 fn create(store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
     let what = || format!("cannot create network `{}`", args.name);
-    if !rustix::process::geteuid().is_root() {
-        let next = format!("as root; without, containers are in a network each (`{DEFAULT}`) and share nothing");
-        return Err(Failure::new(what(), "bridges are for root", next).into());
+    if !network::may_create() {
+        let next = format!("as root; without, each container has a network of its own (`{DEFAULT}`)");
+        return Err(Failure::new(what(), "networks of several containers are bridges, which are for root", next).into());
     }
     let pairs = |words: &[String], whole| -> anyhow::Result<BTreeMap<String, String>> {
         let pairs = words.iter().map(|word| split(word, whole)).collect::<Result<_, _>>();

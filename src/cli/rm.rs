@@ -37,9 +37,9 @@ pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn remove(container: &Container, state: &State, force: bool, what: &str) -> anyhow::Result<()> {
-    if state.status.is_up() {
+    if state.is_looked_after() {
         if !force {
-            let why = format!("it is {}", state.status.word());
+            let why = if state.status.is_up() { format!("it is {}", state.status.word()) } else { "it starts".to_owned() };
             let name = &container.config.name;
             return Err(Failure::new(what, why, format!("`coracle stop {name}` first, or `coracle rm -f {name}`")).into());
         }
@@ -75,7 +75,7 @@ pub fn run_prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
     }
     let mut gone = Vec::new();
     for container in containers::open(what)?.all()? {
-        if !container.state()?.status.is_up() && !container.has_monitor()? {
+        if !container.state()?.is_looked_after() && !container.has_monitor()? {
             container.remove()?;
             gone.push(container.config.id);
         }

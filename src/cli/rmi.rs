@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Args;
+use coracle::failure::Failure;
 use coracle::image::{Found, Problem, Reference, Store};
+use coracle::supervisor::Containers;
 
 use super::store;
 
@@ -43,6 +45,7 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
         Err(Problem::NotHere) if force => return Ok(()),
         found => found.map_err(store::explain(&what))?,
     };
+    check_unused(store, &found, text, force)?;
     let gone = names_to_remove(&found, force).map_err(store::explain::<Problem>(&what))?;
     let manifest = &found.image.manifest_digest;
     let is_last = found.record.names.iter().all(|name| gone.contains(name));
@@ -59,6 +62,21 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
         None => remove(store, text, true),
         Some(_) => Ok(()),
     }
+}
+
+/// A container cannot be started without its image.
+fn check_unused(store: &Store, found: &Found, text: &str, force: bool) -> anyhow::Result<()> {
+    let keeps_a_name = found.name.is_some() && found.record.names.len() > 1;
+    for container in Containers::open(store.root())?.all()? {
+        let is_up = container.state()?.is_looked_after();
+        if container.config.image.manifest == found.image.manifest_digest && (is_up || !force) && !keeps_a_name {
+            let name = &container.config.name;
+            let why = format!("container {name} is made of it{}", if is_up { ", and runs" } else { "" });
+            let next = format!("`coracle rm {}{name}` first", if is_up { "-f " } else { "" });
+            return Err(Failure::new(format!("cannot remove image {text}"), why, next).into());
+        }
+    }
+    Ok(())
 }
 
 /// Which of its names the image loses.

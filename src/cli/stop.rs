@@ -46,7 +46,7 @@ pub fn run_restart(args: &StopArgs) -> anyhow::Result<ExitCode> {
 impl StopArgs {
     fn stop(&self, name: &str, what: &str) -> anyhow::Result<()> {
         let (container, state) = containers::find(name, what)?;
-        if !state.status.is_up() {
+        if !state.is_looked_after() {
             return Ok(());
         }
         let connection = Connection::open(&container, &state, what)?;

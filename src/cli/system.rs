@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
-use coracle::image::Problem;
+use coracle::image::{Digest, ImageRecord, Problem};
+use coracle::supervisor::Containers;
 use serde_json::json;
 
 use super::{Format, store, units};
@@ -84,10 +85,14 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     if !args.force && !confirmed(what, "coracle system prune --force", &all)? {
         return Ok(());
     }
+    let used: Vec<_> = Containers::open(store.root())?.all()?.iter().map(|one| one.config.image.manifest).collect();
     let dangling = store.change(|index| {
-        let is_dangling = |record: &coracle::image::ImageRecord| record.names.is_empty() && record.sources.is_empty();
-        let gone: Vec<_> = index.images.values().filter(|record| is_dangling(record)).map(|record| record.id).collect();
-        index.images.retain(|_, record| !is_dangling(record));
+        let is_dangling = |manifest: &Digest, record: &ImageRecord| {
+            record.names.is_empty() && record.sources.is_empty() && !used.contains(manifest)
+        };
+        let gone = index.images.iter().filter(|(manifest, record)| is_dangling(manifest, record));
+        let gone: Vec<_> = gone.map(|(_, record)| record.id).collect();
+        index.images.retain(|manifest, record| !is_dangling(manifest, record));
         Ok::<_, Problem>(gone)
     });
     let dangling = dangling.map_err(store::explain(what))?;

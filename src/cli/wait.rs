@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle::supervisor::wire::Request;
-use coracle::supervisor::{Connection, Status};
+use coracle::supervisor::Connection;
 
 use super::{containers, error};
 
@@ -38,7 +38,7 @@ pub fn run(args: &WaitArgs) -> anyhow::Result<ExitCode> {
 
 fn wait(name: &str, what: &str) -> anyhow::Result<u8> {
     let (container, state) = containers::find(name, what)?;
-    if state.status == Status::Exited || state.status == Status::Created {
+    if !state.is_looked_after() {
         return Ok(state.exit.status);
     }
     let connection = Connection::open(&container, &state, what)?;

@@ -2,18 +2,19 @@
 //! Attaching containers to networks, and cleaning up after them.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::dns::{NameServer, Resolvers};
-use super::model::{Lease, Network};
+use super::model::{DEFAULT, Lease, Network};
+use super::passt::{Passt, Plan};
 use super::ports::{self, Listener, Proxy, Publish, Published};
 use super::store::{Locked, Store};
-use super::{host, ipam, manage};
+use super::{host, ipam, manage, passt};
 use crate::failure::Failure;
-use crate::vmm::devices::virtio::net::{MacAddress, NetBackend, NetConfig};
+use crate::vmm::devices::virtio::net::{FRAME_STREAM_MTU, MacAddress, NetBackend, NetConfig};
 
 /// A container that is to be attached to a network.
 #[derive(Clone, Debug)]
@@ -57,6 +58,7 @@ pub struct Attachment {
     // The order is that in which they end: nothing comes in any more before the network goes.
     proxy: Option<Proxy>,
     names: Option<NameServer>,
+    passt: Option<Passt>,
     life: Option<File>,
 }
 
@@ -82,12 +84,14 @@ impl Attachment {
     fn end(&mut self) -> Result<(), Failure> {
         self.proxy = None;
         self.names = None;
+        self.passt = None;
         let Some(life) = self.life.take() else { return Ok(()) };
         let locked = self.store.lock()?;
         let mut networks = locked.store().list()?;
-        let result = leave(&locked, &mut networks, &self.container, Some(&self.network));
+        let left = leave(&locked, &mut networks, &self.container, Some(&self.network));
+        let ended = locked.end_life(&self.container, &self.network);
         drop(life);
-        result.and_then(|()| host::fit(&locked, &networks))
+        left.and(ended).and_then(|()| host::fit(&locked, &networks))
     }
 }
 
@@ -119,15 +123,16 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     }
     // Whatever is in use is found before anything has changed.
     let listeners = ports::bind(&request.ports)?;
+    if !host::may_change() {
+        return attach_alone(store, request, listeners, &what);
+    }
     let published: Vec<Published> = listeners.iter().map(|listener| listener.published).collect();
     let locked = store.lock()?;
     let mut networks = settled(&locked)?;
     let at = manage::position(&networks, &request.network, &what)?;
     let Some(network) = networks.get_mut(at) else { return Err(manage::missing(&what, &request.network)) };
     let name = network.name.clone();
-    let Some(life) = locked.claim_life(&request.container, &name)? else {
-        return Err(Failure::new(what, "it is attached already", "`coracle network inspect`"));
-    };
+    let Some(life) = locked.claim_life(&request.container, &name)? else { return Err(attached_already(&what)) };
     ensure_free_subnet(network, &what)?;
     let lease = lease(network, request, &published, &what)?;
     network.leases.insert(request.container.clone(), lease.clone());
@@ -146,6 +151,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
         store: store.clone(),
         proxy: None,
         names: None,
+        passt: None,
         life: Some(life),
     };
     let gateway = network.ipv4.gateway;
@@ -155,6 +161,66 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     made?;
     attachment.serve(listeners, lease.ipv4, gateway)?;
     Ok(attachment)
+}
+
+/// Without root: a container alone in a network in user space.
+fn attach_alone(store: &Store, request: &Request, listeners: Vec<Listener>, what: &str) -> Result<Attachment, Failure> {
+    if request.network != DEFAULT && request.network != "default" {
+        let why = "networks of several containers are bridges, which are for root";
+        return Err(Failure::new(what, why, format!("as root, or --network {DEFAULT}")));
+    }
+    if request.address.is_some() {
+        let why = "addresses can be chosen only in networks of several containers, which are for root";
+        return Err(Failure::new(what, why, "without an address, or as root"));
+    }
+    let taken = host::routed(None)?;
+    let resolvers = Resolvers::read();
+    let subnet = ipam::free_subnet(&taken, &resolvers.servers)
+        .map_err(|error| Failure::new(what, error, "`ip route`, or --network none"))?;
+    let gateway = ipam::first_host(subnet);
+    let address = Ipv4Addr::from(u32::from(gateway) + 1);
+    let mac = match request.mac {
+        Some(mac) => mac,
+        None => ipam::mac_for(address).map_err(|error| Failure::new(what, error, "--mac-address 02:42:…"))?,
+    };
+    let locked = store.lock()?;
+    locked.clear_lives(&locked.store().list()?)?;
+    let Some(life) = locked.claim_life(&request.container, DEFAULT)? else { return Err(attached_already(what)) };
+    let plan = Plan { socket: store.socket(&request.container), address, subnet, gateway };
+    let mut attachment = Attachment {
+        backend: NetBackend::Passt(plan.socket.clone()),
+        mac,
+        addresses: vec![Ipv4Net::new_assert(address, subnet.prefix_len()).into()],
+        gateways: vec![gateway.into()],
+        nameservers: vec![gateway.into()],
+        search: resolvers.search,
+        mtu: FRAME_STREAM_MTU,
+        ports: listeners.iter().map(|listener| listener.published).collect(),
+        container: request.container.clone(),
+        network: DEFAULT.to_owned(),
+        store: store.clone(),
+        proxy: None,
+        names: None,
+        passt: None,
+        life: Some(life),
+    };
+    // Dropping the attachment takes the lock.
+    drop(locked);
+    let (passt, doors) = Passt::start(&plan, &attachment.ports)?;
+    attachment.passt = Some(passt);
+    if !listeners.is_empty() {
+        let target = |listener: Listener| {
+            let Published { container, protocol, .. } = listener.published;
+            doors.get(&(protocol, container)).map(|door| (listener, *door))
+        };
+        let proxy = Proxy::start(listeners.into_iter().filter_map(target).collect(), passt::outward_address());
+        attachment.proxy = Some(proxy.map_err(|error| thread_failed("the container's ports", &error))?);
+    }
+    Ok(attachment)
+}
+
+fn attached_already(what: &str) -> Failure {
+    Failure::new(what, "it is attached already", "`coracle network inspect`")
 }
 
 impl Attachment {
@@ -168,7 +234,11 @@ impl Attachment {
             Err(error) => return Err(thread_failed("the network's name server", &error)),
         }
         if !listeners.is_empty() {
-            let proxy = Proxy::start(listeners, address.into());
+            let target = |listener: Listener| {
+                let target = SocketAddr::new(address.into(), listener.published.container);
+                (listener, target)
+            };
+            let proxy = Proxy::start(listeners.into_iter().map(target).collect(), None);
             self.proxy = Some(proxy.map_err(|error| thread_failed("the container's ports", &error))?);
         }
         Ok(())

@@ -81,9 +81,14 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
             std::iter::once(network.bridge.as_str()).chain(taps)
         })
         .collect();
-    // A TAP that its maker was killed over may have no alias yet, but its lease says its name.
-    let named: HashSet<&str> =
-        networks.iter().flat_map(|network| network.leases.values().map(|lease| lease.tap.as_str())).collect();
+    // What its maker was killed over may have no alias yet, but the files say its name.
+    let named: HashSet<&str> = networks
+        .iter()
+        .flat_map(|network| {
+            let taps = network.leases.values().map(|lease| lease.tap.as_str());
+            std::iter::once(network.bridge.as_str()).chain(taps)
+        })
+        .collect();
     let ours = |link: &&Link| link.alias.as_ref() == Some(&marks.alias) || named.contains(link.name.as_str());
     for link in links.iter().filter(ours).filter(|link| !wanted.contains(link.name.as_str())) {
         remove(&mut netlink, link)?;
@@ -91,9 +96,9 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
     // Rules come before the guests that they are for.
     if up().next().is_some() {
         locked.note_rules()?;
-        nft::apply(&nft::rules(&marks.table, networks))?;
+        nft::apply(&nft::rules(&marks.table, networks), locked.file())?;
     } else if locked.has_rules() {
-        nft::apply(&nft::rules(&marks.table, &[]))?;
+        nft::apply(&nft::rules(&marks.table, &[]), locked.file())?;
         locked.forget_rules()?;
     }
     for network in up() {
@@ -109,6 +114,12 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
         forward_ipv6()?;
     }
     Ok(())
+}
+
+/// Whether this process may make bridges and TAPs.
+pub fn may_change() -> bool {
+    let may = |sets: rustix::thread::CapabilitySets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN);
+    rustix::thread::capabilities(None).is_ok_and(may)
 }
 
 /// Subnets that this host has routes to, other than through `except`.

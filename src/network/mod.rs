@@ -5,6 +5,10 @@
 //! anything changes. A bridge, and rules, are there only while a container is attached. There is no daemon: the monitor
 //! of each container holds a lock for as long as it is attached, and carries its ports ([`ports`]) and answers for names
 //! ([`dns`]). A monitor that was killed has lost its lock, and the next command that has to do with networks cleans up.
+//!
+//! Without root each container has a network of its own, in user space ([`passt`]).
+//!
+//! Without root each container has a network of its own in user space ([`passt`]).
 
 mod attach;
 pub mod dns;
@@ -14,11 +18,13 @@ mod manage;
 mod model;
 mod netlink;
 mod nft;
+mod passt;
 pub mod ports;
 mod store;
 mod worker;
 
-pub use attach::{Attachment, Request, attach, detach, forget, reconcile};
+pub use attach::{Attachment, Request, attach, attach_in, detach, forget, reconcile, reconcile_in};
+pub use host::may_change as may_create;
 pub use manage::{New, Removed, create, find, list, prune, remove};
 pub use model::{DEFAULT, Ipv4Pool, Ipv6Pool, Lease, Network};
 pub use ports::{PortError, Protocol, Publish, Published};

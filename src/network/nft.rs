@@ -6,6 +6,7 @@
 //! those of its neighbours or of the gateway.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
@@ -94,15 +95,18 @@ fn family(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "ip" } else { "ip6" }
 }
 
-/// Hands rules to the kernel, all or none of them.
+/// Hands rules to the kernel, all or none of them. `nft` holds `lock` too: where this process is killed, it may still be
+/// at work, and nobody must take the rules away before they are there.
 ///
 /// # Errors
 /// `nft` is missing, or refuses.
-pub fn apply(rules: &str) -> Result<(), Failure> {
+pub fn apply(rules: &str, lock: &File) -> Result<(), Failure> {
     let what = "cannot set the packet filter for the container's network";
     let run = |program: &str| -> io::Result<std::process::Output> {
         let mut command = Command::new(program);
-        command.args(["-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        // It prints nothing there.
+        command.stdout(lock.try_clone()?);
         let mut child = command.spawn()?;
         let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(rules.as_bytes()));
         let output = child.wait_with_output()?;

@@ -4,6 +4,7 @@
 //! ```text
 //! networks/NAME.json         a network, with who has which address; replaced as a whole
 //! networks/live/ID@NAME      locked (`flock`) by the monitor of container ID for as long as it is attached
+//! networks/live/ID.passt     the socket of its passt, where it has one (ID is cut to 12 digits)
 //! networks/rules             there while the kernel has rules for these networks
 //! networks/lock              held while any of it changes, and while the host's interfaces and rules are made to fit
 //! ```
@@ -26,6 +27,9 @@ use crate::failure::Failure;
 /// A host has one set of interfaces, routes and rules, whoever's networks they belong to.
 const HOST_LOCK: &str = "/run/coracle-network.lock";
 
+/// How the names of passt's sockets end.
+const SOCKET: &str = ".passt";
+
 /// The networks of one user on this host.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -36,7 +40,8 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Locked<'a> {
     store: &'a Store,
-    _locks: [Option<File>; 2],
+    own: File,
+    _host: Option<File>,
 }
 
 impl Store {
@@ -68,6 +73,11 @@ impl Store {
         self.root.join(format!("{name}.json"))
     }
 
+    /// Where the passt of a container listens. Names of sockets have 107 bytes at most.
+    pub fn socket(&self, container: &str) -> PathBuf {
+        self.root.join("live").join(format!("{}{SOCKET}", container.get(..12).unwrap_or(container)))
+    }
+
     /// Waits for the right to change networks.
     ///
     /// # Errors
@@ -75,9 +85,10 @@ impl Store {
     pub fn lock(&self) -> Result<Locked<'_>, Failure> {
         let path = self.root.join("lock");
         let own = open(&path).and_then(|file| take(file, FlockOperation::LockExclusive)).map_err(at(&path))?;
+        let own = own.ok_or(io::ErrorKind::WouldBlock.into()).map_err(at(&path))?;
         // Only root can change what the host has, and only root can open this.
         let host = open(Path::new(HOST_LOCK)).and_then(|file| take(file, FlockOperation::LockExclusive)).ok().flatten();
-        Ok(Locked { store: self, _locks: [own, host] })
+        Ok(Locked { store: self, own, _host: host })
     }
 
     /// All networks that are on the disk, by name.
@@ -101,6 +112,11 @@ impl Locked<'_> {
     /// The store that is locked.
     pub fn store(&self) -> &Store {
         self.store
+    }
+
+    /// The file whose lock is held, by whoever has it open.
+    pub fn file(&self) -> &File {
+        &self.own
     }
 
     /// Writes a network; other processes see either the old or the new one.
@@ -152,20 +168,25 @@ impl Locked<'_> {
     /// The directory cannot be read, or a file not removed.
     pub fn clear_lives(&self, networks: &[Network]) -> Result<(), Failure> {
         let live = self.store.root.join("live");
+        let (mut sockets, mut alive) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&live).map_err(at(&live))? {
-            let entry = entry.map_err(at(&live))?;
-            let name = entry.file_name();
-            let parts = name.to_str().and_then(|name| name.split_once('@'));
-            let is_attached = |(container, network): (&str, &str)| {
-                let mut lease = networks.iter().filter(|other| other.name == network);
-                lease.any(|network| network.leases.get(container).is_some_and(|lease| lease.attached))
-            };
-            if parts.is_some_and(is_attached) {
+            let path = entry.map_err(at(&live))?.path();
+            let Some(name) = path.file_name().and_then(OsStr::to_str).map(str::to_owned) else { continue };
+            if let Some(container) = name.strip_suffix(SOCKET) {
+                sockets.push((container.to_owned(), path));
                 continue;
             }
-            let path = entry.path();
-            let lock = open(&path).and_then(|file| take(file, FlockOperation::NonBlockingLockExclusive));
-            if lock.map_err(at(&path))?.is_some() {
+            let Some((container, network)) = name.split_once('@') else { continue };
+            let lease = networks.iter().find(|other| other.name == network).and_then(|it| it.leases.get(container));
+            let is_dead = || open(&path).and_then(|file| take(file, FlockOperation::NonBlockingLockExclusive));
+            if lease.is_some_and(|lease| lease.attached) || is_dead().map_err(at(&path))?.is_none() {
+                alive.push(container.to_owned());
+            } else {
+                remove(&path)?;
+            }
+        }
+        for (container, path) in sockets {
+            if !alive.iter().any(|alive| alive.starts_with(&container)) {
                 remove(&path)?;
             }
         }

@@ -23,6 +23,7 @@ const BATCH: usize = 128;
 pub struct Poller {
     epoll: OwnedFd,
     _stop: Arc<OwnedFd>,
+    kept: Vec<OwnedFd>,
 }
 
 /// A thread that is told to end, and waited for, when this is dropped.
@@ -36,7 +37,7 @@ impl Poller {
     fn new(stop: Arc<OwnedFd>) -> io::Result<Self> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &*stop, EventData::new_u64(STOP), EventFlags::IN)?;
-        Ok(Self { epoll, _stop: stop })
+        Ok(Self { epoll, _stop: stop, kept: Vec::new() })
     }
 
     /// Waits for `socket` to be readable, each time until it has been read dry.
@@ -45,6 +46,16 @@ impl Poller {
     /// The kernel's.
     pub fn add_readable(&self, socket: impl AsFd, token: u64) -> io::Result<()> {
         Ok(epoll::add(&self.epoll, socket, EventData::new_u64(token), EventFlags::IN)?)
+    }
+
+    /// As [`Poller::add_readable`], for a descriptor that nobody else needs.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_owned(&mut self, fd: OwnedFd, token: u64) -> io::Result<()> {
+        self.add_readable(&fd, token)?;
+        self.kept.push(fd);
+        Ok(())
     }
 
     /// Waits for `socket` to become readable or writable, or to end. Told once for each change.

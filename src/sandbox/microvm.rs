@@ -31,6 +31,19 @@ pub struct Shape {
     pub memory_mib: u64,
 }
 
+/// What is attached to it.
+#[derive(Clone, Debug, Default)]
+pub struct Devices {
+    /// The image's disk, read-only: `/dev/vda`.
+    pub rootfs: PathBuf,
+    /// An ext4 disk for what is written, if it is to be kept: `/dev/vdb`.
+    pub written: Option<PathBuf>,
+    /// Network cards: `eth0` and on.
+    pub nets: Vec<NetConfig>,
+    /// Where the host reaches its vsock.
+    pub vsock: PathBuf,
+}
+
 /// A VM that runs, or is about to.
 pub struct MicroVm {
     vmm: Vmm,
@@ -50,12 +63,12 @@ impl Stopper {
 }
 
 impl MicroVm {
-    /// Starts a VM of this shape with the disk `rootfs` and these network cards; its vsock is at `vsock` on the host.
+    /// Starts a VM of this shape with these devices.
     ///
     /// # Errors
     /// The VMM cannot be started.
-    pub fn start(rootfs: &Path, shape: Shape, nets: Vec<NetConfig>, vsock: &Path) -> Result<Self, Failure> {
-        let vmm = Vmm::start(config(rootfs, shape, &nets, vsock)?)?;
+    pub fn start(shape: Shape, devices: &Devices) -> Result<Self, Failure> {
+        let vmm = Vmm::start(config(shape, devices)?)?;
         let events = follow(&vmm)?;
         Ok(Self { vmm, events })
     }
@@ -108,16 +121,18 @@ fn built(path: PathBuf) -> Result<PathBuf, Failure> {
     Err(Failure::new(what, "the guest has not been built", "scripts/start in Coracle's source, or set CORACLE_CACHE"))
 }
 
-fn config(rootfs: &Path, shape: Shape, nets: &[NetConfig], vsock: &Path) -> Result<MachineConfig, Failure> {
+fn config(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
+    let disk = |path: &Path, read_only| json!({ "path": path, "read_only": read_only });
+    let written = devices.written.iter().map(|path| disk(path, false));
     let config = json!({
         "kernel": built(cache::guest_kernel())?,
         "initrd": built(cache::guest_initramfs())?,
         "cpus": shape.cpus,
         "memory_mib": shape.memory_mib,
         "console": "none",
-        "disks": [{ "path": rootfs, "read_only": true }],
-        "nets": nets,
-        "vsock": { "path": vsock, "cid": 3 },
+        "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
+        "nets": devices.nets,
+        "vsock": { "path": devices.vsock, "cid": 3 },
     });
     serde_json::from_value(config)
         .map_err(|error| Failure::new("cannot describe the microVM", error, "use paths that are valid UTF-8"))

@@ -7,5 +7,5 @@ pub mod microvm;
 pub mod spec;
 
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
-pub use microvm::{MicroVm, Shape, Stopper};
+pub use microvm::{Devices, MicroVm, Shape, Stopper};
 pub use spec::{Overrides, ProcessSpec};

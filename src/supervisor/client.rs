@@ -56,7 +56,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Connects to the monitor of a container that runs; `what` is what cannot be done otherwise.
+    /// Connects to the monitor of a container that runs, or starts; `what` is what cannot be done otherwise.
     ///
     /// # Errors
     /// It does not run.
@@ -64,7 +64,7 @@ impl Connection {
         let not_running = |why: String| {
             Failure::new(what, why, format!("`coracle start {}`; `coracle ps -a` shows all", container.config.name))
         };
-        if !state.status.is_up() {
+        if !state.is_looked_after() {
             return Err(not_running(format!("it is {}, not running", state.status.word())));
         }
         let stream = UnixStream::connect(Container::monitor_socket(state));

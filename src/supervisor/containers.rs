@@ -204,7 +204,7 @@ impl Container {
     /// Its state cannot be read.
     pub fn state(&self) -> Result<State, Failure> {
         let state = self.saved_state()?;
-        if !state.status.is_up() {
+        if !state.is_looked_after() {
             return Ok(state);
         }
         match self.try_claim()? {
@@ -212,7 +212,7 @@ impl Container {
             // Its monitor may have ended in order just now.
             Some(_held) => {
                 let mut state = self.saved_state()?;
-                if state.status.is_up() {
+                if state.is_looked_after() {
                     self.settle(&mut state)?;
                 }
                 Ok(state)
@@ -265,11 +265,11 @@ impl Container {
     fn settle(&self, state: &mut State) -> Result<(), Failure> {
         // The VMM ends with its monitor; the sockets are what is left.
         remove_sockets(&state.sockets);
-        *state = State {
-            exit: Exit { status: KILLED, out_of_memory: false },
-            error: "its monitor was killed".to_owned(),
-            ..state.clone().ended()
+        let ended = match state.status.is_up() {
+            true => State { exit: Exit { status: KILLED, out_of_memory: false }, ..state.clone().ended() },
+            false => State { sockets: PathBuf::new(), ..state.clone() },
         };
+        *state = State { error: "its monitor was killed".to_owned(), ..ended };
         // It has lost its lock, by which the networks know that it is dead.
         if self.config.network.is_some()
             && let Err(failure) = network::reconcile()

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use coracle_protocol::{
-    Address, Container, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Text, WindowSize,
+    Address, Container, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Text, Upper, WindowSize,
 };
 
 use super::record::{Config, Surroundings};
@@ -14,6 +14,8 @@ use crate::sandbox::ProcessSpec;
 
 /// The image's disk.
 const ROOT: &str = "/dev/vda";
+/// That for what is written.
+const WRITTEN: &str = "/dev/vdb";
 /// The first network card.
 const CARD: &str = "eth0";
 /// `MS_NOSUID | MS_NODEV` (`mount(2)`), which Docker gives a tmpfs.
@@ -28,6 +30,10 @@ pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
     let around = &config.surroundings;
     Container {
         root: Text::new(ROOT),
+        upper: match config.storage_size {
+            Some(_) => Upper::Disk(Text::new(WRITTEN)),
+            None => Upper::Memory(None),
+        },
         read_only: around.read_only,
         hostname: Text::new(&config.process.hostname),
         shm_size: around.shm_size,

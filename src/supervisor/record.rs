@@ -44,6 +44,9 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Where its output is kept.
     pub log: LogDriver,
+    /// Size in bytes of the disk for what it writes, which is kept from one start to the next; `None` where it writes into
+    /// the guest's memory.
+    pub storage_size: Option<u64>,
     /// How it is connected; `None` for not at all.
     pub network: Option<NetworkUse>,
     /// What its processes may and have.
@@ -150,11 +153,16 @@ pub struct State {
     pub addresses: Vec<IpNet>,
     /// Its ports on the host while it runs.
     pub ports: Vec<Published>,
-    /// Where the sockets of its monitor and its VM are while it runs.
+    /// Where the sockets of its monitor and its VM are while it has them, which is also while it starts.
     pub sockets: PathBuf,
 }
 
 impl State {
+    /// Whether it has a monitor, or has lost it.
+    pub fn is_looked_after(&self) -> bool {
+        !self.sockets.as_os_str().is_empty()
+    }
+
     /// The same, now that it has ended.
     #[must_use]
     pub fn ended(self) -> Self {
@@ -164,6 +172,7 @@ impl State {
             finished: Some(Timestamp::now()),
             addresses: Vec::new(),
             ports: Vec::new(),
+            sockets: PathBuf::new(),
             ..self
         }
     }

@@ -32,6 +32,15 @@ pub fn bind(ports: &[Publish]) -> Result<Vec<Listener>, Failure> {
     ports.iter().map(take).collect()
 }
 
+/// Takes any free port of the loopback.
+///
+/// # Errors
+/// The kernel's.
+pub fn reserve(protocol: Protocol) -> io::Result<Listener> {
+    let (socket, host) = open(SocketAddr::new(Publish::LOOPBACK, 0), protocol)?;
+    Ok(Listener { published: Published { host, container: 0, protocol }, socket })
+}
+
 fn take(port: &Publish) -> Result<Listener, Failure> {
     let (first, last) = port.host;
     let mut problem = io::Error::from(io::ErrorKind::AddrInUse);

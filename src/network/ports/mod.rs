@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-pub use listen::{Listener, bind};
+pub use listen::{Listener, bind, reserve};
 pub use proxy::Proxy;
 
 /// Ports that one container may publish. Each takes a file descriptor on the host.

@@ -57,13 +57,13 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts to serve `listeners` for the container at `target`.
+    /// Starts to lead each port to its target. Datagrams go there with the address `source`, where it matters.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn start(listeners: Vec<Listener>, target: IpAddr) -> io::Result<Self> {
+    pub fn start(ports: Vec<(Listener, SocketAddr)>, source: Option<IpAddr>) -> io::Result<Self> {
         let worker = Worker::start("ports", move |poller| {
-            let mut service = Service::new(poller, listeners, target);
+            let mut service = Service::new(poller, ports, source);
             if let Err(error) = service.run() {
                 log::error!("published ports do not work any more: {error}");
             }
@@ -89,15 +89,12 @@ struct Service {
 }
 
 impl Service {
-    fn new(poller: Poller, listeners: Vec<Listener>, target: IpAddr) -> Self {
-        let port = |Listener { published, socket }: Listener| {
-            let target = SocketAddr::new(target, published.container);
-            match socket {
-                Socket::Tcp(listener) => Port::Tcp(listener, target),
-                Socket::Udp(socket) => Port::Udp(Relay::new(socket, target)),
-            }
+    fn new(poller: Poller, ports: Vec<(Listener, SocketAddr)>, source: Option<IpAddr>) -> Self {
+        let port = |(listener, target): (Listener, SocketAddr)| match listener.socket {
+            Socket::Tcp(listener) => Port::Tcp(listener, target),
+            Socket::Udp(socket) => Port::Udp(Relay::new(socket, target, source)),
         };
-        let ports = listeners.into_iter().map(port).collect();
+        let ports = ports.into_iter().map(port).collect();
         Self { poller, ports, connections: HashMap::new(), next: 0, busy: Vec::new(), paused: None }
     }
 

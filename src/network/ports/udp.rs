@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -24,6 +24,7 @@ const DATAGRAM: usize = 64 << 10;
 pub(super) struct Relay {
     socket: UdpSocket,
     target: SocketAddr,
+    source: Option<IpAddr>,
     sessions: HashMap<u32, Session>,
     by_client: HashMap<SocketAddr, u32>,
     /// When idle clients are looked for next.
@@ -37,8 +38,8 @@ struct Session {
 }
 
 impl Relay {
-    pub fn new(socket: UdpSocket, target: SocketAddr) -> Self {
-        Self { socket, target, sessions: HashMap::new(), by_client: HashMap::new(), sweep: None }
+    pub fn new(socket: UdpSocket, target: SocketAddr, source: Option<IpAddr>) -> Self {
+        Self { socket, target, source, sessions: HashMap::new(), by_client: HashMap::new(), sweep: None }
     }
 
     pub fn socket(&self) -> &UdpSocket {
@@ -76,6 +77,9 @@ impl Relay {
             let family = if self.target.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             let socket = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+            if let Some(source) = self.source {
+                rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+            }
             rustix::net::connect(&socket, &self.target)?;
             poller.add_readable(&socket, Token::Session(number).number())?;
             Ok(UdpSocket::from(socket))

@@ -85,9 +85,9 @@ fn a_monitor_may_be_killed_at_any_moment() {
         let whole = start.elapsed();
         child.kill().unwrap();
         child.wait().unwrap();
-        for step in 0..16 {
+        for step in 0..40 {
             let mut child = monitor(store, "a");
-            thread::sleep(whole * step / 15);
+            thread::sleep(whole * step / 40);
             child.kill().unwrap();
             child.wait().unwrap();
             reconcile_in(store).unwrap();

@@ -4,6 +4,7 @@
 mod bridge;
 mod crash;
 mod names;
+mod passt;
 mod ports;
 
 use std::fs::File;
@@ -235,7 +236,7 @@ fn no_outside() {
     ip("link del up0");
 }
 
-/// A server that says to each client who it is, and ends with the test.
+/// A server that says to each client who it is, until its host is at the end of the test.
 fn whoami(address: &str) -> SocketAddr {
     let listener = TcpListener::bind(address).unwrap();
     let address = listener.local_addr().unwrap();
@@ -243,9 +244,24 @@ fn whoami(address: &str) -> SocketAddr {
         for stream in listener.incoming().flatten() {
             let peer = stream.peer_addr().unwrap().ip();
             let _ = (&stream).write_all(peer.to_string().as_bytes());
+            if peer == address.ip() && FAREWELL.lock().unwrap().contains(&address.port()) {
+                return;
+            }
         }
     });
     address
+}
+
+/// Ports of servers on the host itself that end when they are asked once more from there.
+static FAREWELL: std::sync::Mutex<Vec<u16>> = std::sync::Mutex::new(Vec::new());
+
+/// Ends servers of the host.
+fn end_servers(servers: &[SocketAddr]) {
+    for server in servers {
+        FAREWELL.lock().unwrap().push(server.port());
+        ask_whoami(*server);
+        eventually("the server ends", || TcpListener::bind(server).ok());
+    }
 }
 
 /// Who the server at `address` takes the caller for; `None` where it cannot be reached.

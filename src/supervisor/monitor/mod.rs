@@ -3,6 +3,7 @@
 
 mod clients;
 mod output;
+mod storage;
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -27,7 +28,7 @@ use super::wire::{Exit, Reply, Size, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment};
-use crate::sandbox::{Agent, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
+use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
 
 /// Exit status of a program that was killed with its VM.
 const KILLED: u8 = 137;
@@ -105,6 +106,8 @@ impl Monitor {
             error: String::new(),
             ..before.clone()
         };
+        // Others find the monitor from here on, to stop what hangs.
+        self.container.set_state(&State { sockets: sockets.clone(), ..before.clone() })?;
         let (reply, outcome) = match self.start(&mut state) {
             Ok(started) => {
                 let outcome = self.follow(started);
@@ -146,8 +149,13 @@ impl Monitor {
         let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
-        let nets = connected.iter().map(Attachment::config).collect();
-        let vm = MicroVm::start(&rootfs, config.shape, nets, &self.vsock)?;
+        let devices = Devices {
+            rootfs,
+            written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
+            nets: connected.iter().map(Attachment::config).collect(),
+            vsock: self.vsock.clone(),
+        };
+        let vm = MicroVm::start(config.shape, &devices)?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
         vm.ready()?;
         drop(content);

@@ -30,7 +30,7 @@ use super::{Chain, DeviceError, Queue, QueueSize, Session, Source, VirtioDevice,
 use crate::vmm::guest_log::guest_warn;
 pub use mac::{MacAddress, MacError};
 use receive::{Format, Link, Receiver};
-pub use stream::FrameStream;
+pub use stream::{FRAME_STREAM_MTU, FrameStream};
 pub use tap::{NetError, Tap};
 pub use wire::Wire;
 

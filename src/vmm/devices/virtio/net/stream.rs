@@ -18,8 +18,8 @@ const LENGTH: usize = 4;
 const INPUT: usize = 128 << 10;
 /// What is written at once; more is taken only when this has gone.
 const OUTPUT: usize = 128 << 10;
-/// Largest packet in bytes: what fits the longest IP packet in whole words, as passt has it.
-const MTU: u16 = 65520;
+/// Largest packet in bytes, without Ethernet header: the longest IP packet in whole words, as passt has it.
+pub const FRAME_STREAM_MTU: u16 = 65520;
 
 /// A connection that carries frames.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl FrameStream {
 
     /// Largest packet in bytes, without Ethernet header.
     pub fn mtu(&self) -> u16 {
-        MTU
+        FRAME_STREAM_MTU
     }
 
     /// Puts the next frame into `frame`, an empty virtio header before it; gives the bytes of both.

@@ -59,7 +59,7 @@ fn offloads_are_not_offered_and_large_packets_are() {
     }
     let mut mtu = [0; 2];
     bench.net.read_config(10, &mut mtu);
-    assert_eq!((features >> VIRTIO_NET_F_MTU & 1, u16::from_le_bytes(mtu)), (1, MTU));
+    assert_eq!((features >> VIRTIO_NET_F_MTU & 1, u16::from_le_bytes(mtu)), (1, FRAME_STREAM_MTU));
 }
 
 #[test]

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The disk for what a container writes: sparse, so that it takes of the host what is in it.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::failure::Failure;
+
+/// A small journal, since the guest's kernel clears it; no reserved blocks, since root is the only user of the disk.
+const OPTIONS: [&str; 10] =
+    ["-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+
+/// The disk in this directory; made, of `size` bytes, if it is not there.
+///
+/// # Errors
+/// There is no room, or no `mke2fs`.
+pub fn disk(directory: &Path, size: u64) -> Result<PathBuf, Failure> {
+    let path = directory.join("written.ext4");
+    if path.exists() {
+        return Ok(path);
+    }
+    let new = directory.join("written.new");
+    let what = "cannot make a disk for what the container writes";
+    let failed = |error: io::Error| Failure::new(what, error, "free space, or `--storage-size 0` to write into memory");
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(failed)?;
+    file.set_len(size).map_err(failed)?;
+    let made = Command::new("mke2fs").env("PATH", search_path()).args(OPTIONS).arg(&new).stdin(Stdio::null()).output();
+    let made = made.map_err(|error| Failure::new(what, format!("cannot run mke2fs: {error}"), "install e2fsprogs"))?;
+    if !made.status.success() {
+        let why = String::from_utf8_lossy(&made.stderr).trim().lines().last().unwrap_or("mke2fs failed").to_owned();
+        return Err(Failure::new(what, why, "a larger --storage-size, or more free space"));
+    }
+    fs::rename(&new, &path).map_err(failed)?;
+    Ok(path)
+}
+
+/// A user's path often is without the directories where `mke2fs` is.
+fn search_path() -> String {
+    std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin"
+}
