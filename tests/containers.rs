@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::home::{Home, read_to, signal};
 use common::eventually;
+use common::home::{Home, read_to, signal};
 
 /// Ends with 3 when asked to.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
@@ -159,7 +159,16 @@ fn a_terminal_is_a_real_one() {
 #[test]
 fn logs_are_followed_to_the_end() {
     let home = Home::new();
-    home.ok(&["run", "-d", "--name", "log", "IMAGE", "sh", "-c", "for i in 1 2 3; do echo $i; sleep 1; done; echo -n end"]);
+    home.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "log",
+        "IMAGE",
+        "sh",
+        "-c",
+        "for i in 1 2 3; do echo $i; sleep 1; done; echo -n end",
+    ]);
     let (status, stdout, _) = home.run(&["logs", "-f", "log"]);
     assert_eq!((status, stdout.as_str()), (Some(0), "1\n2\n3\nend"));
     let stamped = home.ok(&["logs", "-t", "--tail", "2", "log"]);
@@ -183,7 +192,9 @@ fn whatever_is_killed_the_rest_stays_in_order() {
     home.ok(&run);
     let (watching, vmm) = monitor(&home, "box");
     signal(watching, libc::SIGKILL);
-    eventually("the VMM ends with its monitor", || (!std::path::Path::new(&format!("/proc/{vmm}")).exists()).then_some(()));
+    eventually("the VMM ends with its monitor", || {
+        (!std::path::Path::new(&format!("/proc/{vmm}")).exists()).then_some(())
+    });
     assert_eq!(home.field("box", "{{.State.Status}} {{.State.ExitCode}}"), "exited 137");
     assert_eq!(home.left(), 0);
     home.ok(&["start", "box"]);

@@ -28,8 +28,23 @@ fn a_program_finds_what_an_oci_runtime_promises() {
     let script = "echo $$; id -u; hostname; pwd; echo $A-$B; cat /proc/1/comm; echo to-stdout > /dev/stdout; \
                   head -c 3 /dev/zero | wc -c; touch /written && ls /written; ping -c 1 127.0.0.1 | grep -c 1.packets.received; grep CapBnd /proc/self/status; \
                   test -c /dev/null && test -w /dev/null && : > /dev/null && ls /dev/vda";
-    let words =
-        ["run", "--rm", "--hostname", "box", "-w", "/some/where", "-e", "A=1", "-e", "B", "--entrypoint", "sh", "IMAGE", "-c", script];
+    let words = [
+        "run",
+        "--rm",
+        "--hostname",
+        "box",
+        "-w",
+        "/some/where",
+        "-e",
+        "A=1",
+        "-e",
+        "B",
+        "--entrypoint",
+        "sh",
+        "IMAGE",
+        "-c",
+        script,
+    ];
     let home = Home::new();
     let (status, stdout, stderr) = common::run(home.command(&words).env("B", "passed on"));
     let lines: Vec<&str> = stdout.lines().collect();

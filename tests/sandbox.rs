@@ -216,7 +216,7 @@ fn arguments_are_as_many_as_linux_takes() {
         let mut words = vec!["echo"];
         words.resize(count, &word);
         let refused = vm.start(Some(container()), process(&words)).unwrap_err();
-        assert_eq!(refused.status, 126);
+        assert_eq!(refused.status, 126, "{}", refused.failure);
         assert!(refused.failure.why.contains("too long"), "{}", refused.failure);
     }
 }

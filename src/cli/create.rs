@@ -151,7 +151,8 @@ impl ContainerArgs {
             None => None,
         };
         let environment = self.environment(what)?;
-        let container = containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
+        let container =
+            containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;
         }
@@ -233,7 +234,9 @@ impl ContainerArgs {
 /// For clap: `--cpus`.
 fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
-    (1..=8).find(|&cpus| number > 0.0 && number <= f64::from(cpus)).ok_or_else(|| "a microVM has 1 to 8 vCPUs".to_owned())
+    (1..=8)
+        .find(|&cpus| number > 0.0 && number <= f64::from(cpus))
+        .ok_or_else(|| "a microVM has 1 to 8 vCPUs".to_owned())
 }
 
 /// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.

@@ -82,7 +82,12 @@ pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     }
     let size = session::size().unwrap_or_default();
     let window = args.tty.then_some(WindowSize { rows: size.rows, columns: size.columns });
-    let start = ProcessStart { container: None, process: describe::process(&spec, &surroundings, window), stdin: input, output: !args.detach };
+    let start = ProcessStart {
+        container: None,
+        process: describe::process(&spec, &surroundings, window),
+        stdin: input,
+        output: !args.detach,
+    };
     let mut process = match Agent::connect(&Container::vsock(&state))?.start(start) {
         Ok(process) => process,
         Err(NotRun { failure, status }) => {

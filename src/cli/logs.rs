@@ -48,7 +48,9 @@ fn tail(text: &str) -> Result<Tail, String> {
         "all" => Ok(Tail(None)),
         // As with Docker, a negative number means all.
         _ if text.starts_with('-') => Ok(Tail(None)),
-        _ => text.parse().map(|number| Tail(Some(number))).map_err(|_| format!("`{text}` is neither a number nor `all`")),
+        _ => {
+            text.parse().map(|number| Tail(Some(number))).map_err(|_| format!("`{text}` is neither a number nor `all`"))
+        }
     }
 }
 
@@ -79,7 +81,9 @@ pub fn run(args: &LogsArgs) -> anyhow::Result<ExitCode> {
         let goes_on = args.follow && container.state().is_ok_and(|state| state.status.is_up());
         if let Some(reader) = &mut reader {
             while let Some(entry) = reader.next_entry()? {
-                if !args.until.is_some_and(|until| entry.time > until) && !args.since.is_some_and(|time| entry.time < time) {
+                if !args.until.is_some_and(|until| entry.time > until)
+                    && !args.since.is_some_and(|time| entry.time < time)
+                {
                     args.print(&entry)?;
                 }
             }

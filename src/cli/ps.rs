@@ -79,7 +79,8 @@ pub fn run(args: &PsArgs) -> anyhow::Result<ExitCode> {
     } else if let Lines::Template(template) = &args.format {
         rows.iter().try_for_each(|row| writeln!(out, "{}", template.render(row)))?;
     } else {
-        let columns = ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", "CPUs", "Memory", "Isolation"];
+        let columns =
+            ["ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names", "CPUs", "Memory", "Isolation"];
         let head =
             ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES", "CPUS", "MEM", "ISOLATION"];
         let cells: Vec<Vec<String>> =

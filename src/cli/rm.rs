@@ -39,9 +39,12 @@ pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
 fn remove(container: &Container, state: &State, force: bool, what: &str) -> anyhow::Result<()> {
     if state.is_looked_after() {
         if !force {
-            let why = if state.status.is_up() { format!("it is {}", state.status.word()) } else { "it starts".to_owned() };
+            let why =
+                if state.status.is_up() { format!("it is {}", state.status.word()) } else { "it starts".to_owned() };
             let name = &container.config.name;
-            return Err(Failure::new(what, why, format!("`coracle stop {name}` first, or `coracle rm -f {name}`")).into());
+            return Err(
+                Failure::new(what, why, format!("`coracle stop {name}` first, or `coracle rm -f {name}`")).into()
+            );
         }
         // A monitor that does not answer any more is about to go.
         if let Ok(connection) = Connection::open(container, state, what) {

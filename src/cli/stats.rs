@@ -20,7 +20,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// Show what containers use.
 #[derive(Debug, Args)]
-#[command(after_help = "The figures are those of the guest's own kernel. VM MEM is what the microVM takes of the host.")]
+#[command(
+    after_help = "The figures are those of the guest's own kernel. VM MEM is what the microVM takes of the host."
+)]
 pub struct StatsArgs {
     /// Show it once
     #[arg(long)]

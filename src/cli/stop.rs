@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle::supervisor::wire::Request;
 use coracle::supervisor::Connection;
+use coracle::supervisor::wire::Request;
 
 use super::create::signal;
 use super::{containers, start};

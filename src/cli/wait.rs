@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle::supervisor::wire::Request;
 use coracle::supervisor::Connection;
+use coracle::supervisor::wire::Request;
 
 use super::{containers, error};
 

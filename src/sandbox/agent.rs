@@ -122,13 +122,13 @@ impl Agent {
         let program = start.process.arguments.first().cloned().unwrap_or_default();
         let request = Start { container: start.container, process: start.process, streams };
         let request = Message::Start(Box::new(request));
-        if request.to_frame(0).is_err() {
-            return Err(too_long(&program));
-        }
         match self.channel.call(&request) {
             Ok(Message::Started) => {}
             Ok(_) => return Err(lost("it answered something else").into()),
             Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
+            Err(CallError::Write(error)) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(too_long(&program));
+            }
             Err(error) => return Err(lost(error).into()),
         }
         let (stream, process) = self.channel.into_parts();

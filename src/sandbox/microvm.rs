@@ -192,4 +192,3 @@ fn ending(event: &Event) -> Option<Failure> {
         "more --memory; else `coracle boot` to see its console",
     ))
 }
-

@@ -51,11 +51,8 @@ pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
 /// A process in it: its first, or another.
 pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<WindowSize>) -> Process {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    let limit = |limit: &super::record::Limit| ResourceLimit {
-        resource: limit.resource,
-        soft: limit.soft,
-        hard: limit.hard,
-    };
+    let limit =
+        |limit: &super::record::Limit| ResourceLimit { resource: limit.resource, soft: limit.soft, hard: limit.hard };
     Process {
         arguments: bytes(&spec.arguments),
         environment: bytes(&spec.environment),
@@ -105,7 +102,8 @@ fn interface(connected: &Attachment) -> Interface {
 /// The files of `/etc` that Docker makes.
 fn files(config: &Config, connected: Option<&Attachment>) -> Vec<File> {
     let file = |path: &str, content: String| File { path: path.into(), mode: 0o644, content: content.into_bytes() };
-    let addresses: Vec<IpAddr> = connected.iter().flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
+    let addresses: Vec<IpAddr> =
+        connected.iter().flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
     let mut files = vec![
         file("/etc/hostname", format!("{}\n", config.process.hostname)),
         file("/etc/hosts", hosts(&config.process.hostname, &addresses, &config.surroundings.hosts)),

@@ -6,14 +6,14 @@ use std::io;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 const QUALITIES: [&str; 32] = [
-    "able", "brave", "brisk", "calm", "clear", "deft", "early", "fair", "fleet", "fresh", "gentle", "glad", "hardy", "keen",
-    "kind", "light", "lively", "lucid", "merry", "neat", "nimble", "patient", "plain", "quick", "quiet", "ready", "sound",
-    "steady", "still", "swift", "trim", "wise",
+    "able", "brave", "brisk", "calm", "clear", "deft", "early", "fair", "fleet", "fresh", "gentle", "glad", "hardy",
+    "keen", "kind", "light", "lively", "lucid", "merry", "neat", "nimble", "patient", "plain", "quick", "quiet",
+    "ready", "sound", "steady", "still", "swift", "trim", "wise",
 ];
 const BOATS: [&str; 32] = [
-    "barge", "bark", "brig", "canoe", "caravel", "clipper", "cog", "currach", "cutter", "dhow", "dinghy", "dory", "ferry",
-    "galley", "gig", "junk", "kayak", "ketch", "launch", "lugger", "pinnace", "pram", "proa", "punt", "raft", "sampan",
-    "schooner", "skiff", "sloop", "tender", "wherry", "yawl",
+    "barge", "bark", "brig", "canoe", "caravel", "clipper", "cog", "currach", "cutter", "dhow", "dinghy", "dory",
+    "ferry", "galley", "gig", "junk", "kayak", "ketch", "launch", "lugger", "pinnace", "pram", "proa", "punt", "raft",
+    "sampan", "schooner", "skiff", "sloop", "tender", "wherry", "yawl",
 ];
 
 /// 256 random bits in hexadecimal digits, as Docker's ids are.
@@ -44,7 +44,9 @@ pub fn new_name(is_taken: impl Fn(&str) -> bool) -> io::Result<String> {
 /// Whether Docker would take this name: `[a-zA-Z0-9][a-zA-Z0-9_.-]+`.
 pub fn is_name(text: &str) -> bool {
     let ordinary = |c: char| c.is_ascii_alphanumeric();
-    text.starts_with(ordinary) && (2..=128).contains(&text.len()) && text.chars().all(|c| ordinary(c) || "_.-".contains(c))
+    text.starts_with(ordinary)
+        && (2..=128).contains(&text.len())
+        && text.chars().all(|c| ordinary(c) || "_.-".contains(c))
 }
 
 fn random<const N: usize>() -> io::Result<[u8; N]> {
@@ -67,7 +69,8 @@ mod tests {
         let asked = Cell::new(0);
         let name = new_name(|_| asked.replace(asked.get() + 1) < 2).unwrap();
         assert!(is_name(&name) && name.ends_with(|c: char| c.is_ascii_digit()), "{name}");
-        for (text, fits) in [("web", true), ("a.b_c-1", true), ("a", false), ("-a", false), ("a/b", false), ("", false)] {
+        for (text, fits) in [("web", true), ("a.b_c-1", true), ("a", false), ("-a", false), ("a/b", false), ("", false)]
+        {
             assert_eq!(is_name(text), fits, "{text}");
         }
     }

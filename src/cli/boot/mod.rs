@@ -19,8 +19,8 @@ use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
 use coracle::vmm::stages::Mark;
 
-use args::TimingsFormat;
 pub use args::BootArgs;
+use args::TimingsFormat;
 use profile::Profile;
 use relay::Ending;
 use terminal::RawTerminal;

@@ -122,8 +122,22 @@ fn security(text: &str) -> Result<bool, String> {
 
 /// Names in the order of their numbers on x86 (`asm-generic/resource.h`).
 const RESOURCES: [&str; 16] = [
-    "cpu", "fsize", "data", "stack", "core", "rss", "nproc", "nofile", "memlock", "as", "locks", "sigpending", "msgqueue",
-    "nice", "rtprio", "rttime",
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
 ];
 
 fn limit(text: &str) -> Result<Limit, String> {
@@ -177,7 +191,9 @@ mod tests {
 
     #[test]
     fn words_are_read_as_docker_reads_them() {
-        for (text, expected) in [("64m", Some(64 << 20)), ("1.5k", Some(1536)), ("7", Some(7)), ("-1", None), ("m", None)] {
+        for (text, expected) in
+            [("64m", Some(64 << 20)), ("1.5k", Some(1536)), ("7", Some(7)), ("-1", None), ("m", None)]
+        {
             assert_eq!(bytes(text).ok(), expected, "{text}");
         }
         assert_eq!(limit("nofile=10:20"), Ok(Limit { resource: 7, soft: 10, hard: 20 }));
@@ -185,7 +201,9 @@ mod tests {
         assert!(limit("nofile=20:10").is_err() && limit("files=1").is_err() && limit("cpu").is_err());
         assert_eq!(host("db:10.0.0.1").map(|(name, _)| name), Ok("db".to_owned()));
         assert_eq!(host("v6:[::1]").map(|(_, address)| address.is_ipv6()), Ok(true));
-        assert!(host("db").is_err() && tmpfs("run").is_err() && parameter("x").is_err() && security("seccomp").is_err());
+        assert!(
+            host("db").is_err() && tmpfs("run").is_err() && parameter("x").is_err() && security("seccomp").is_err()
+        );
         let around = read(&["--tmpfs", "/run:size=1m", "--pids-limit", "-1", "--sysctl", "a.b=c=d"]);
         assert_eq!(around.tmpfs, [("/run".to_owned(), "size=1m".to_owned())]);
         assert_eq!((around.pids_limit, around.sysctls), (None, vec![("a.b".to_owned(), "c=d".to_owned())]));

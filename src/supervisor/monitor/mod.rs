@@ -113,8 +113,7 @@ impl Monitor {
                 let outcome = self.follow(started);
                 let exit = outcome.as_ref().copied().unwrap_or(Exit { status: KILLED, out_of_memory: false });
                 let error = outcome.as_ref().err().map(|failure| failure.why.clone()).unwrap_or_default();
-                state =
-                    State { exit, error, ..state.ended() };
+                state = State { exit, error, ..state.ended() };
                 (Reply::Ended(exit), outcome.map(drop))
             }
             Err(NotRun { failure, status }) => {
