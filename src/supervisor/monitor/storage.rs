@@ -9,9 +9,22 @@ use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
 
-/// A small journal, since the guest's kernel clears it; no reserved blocks, since root is the only user of the disk.
-const OPTIONS: [&str; 10] =
-    ["-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=4", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard"];
+/// No checksums of metadata, which a third of the work of a mount would go into; a small journal, for VMs that are
+/// killed; no reserved blocks, since root is the only user of the disk.
+const OPTIONS: [&str; 12] = [
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-m",
+    "0",
+    "-O",
+    "^metadata_csum",
+    "-J",
+    "size=4",
+    "-E",
+    "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
+];
 
 /// The disk in this directory; made, of `size` bytes, if it is not there.
 ///
