@@ -169,7 +169,8 @@ impl Sockets {
             stdin: ports.stdin.map(|port| connect(port, "cannot connect stdin")).transpose()?,
             stdout: match ports.stdout {
                 Some(port) => connect(port, "cannot connect stdout")?,
-                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("cannot open /dev/null"))?,
+                None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(failed("cannot open /dev/null"))?,
             },
             stderr: ports.stderr.map(|port| connect(port, "cannot connect stderr")).transpose()?,
         })
