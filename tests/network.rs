@@ -98,7 +98,7 @@ fn main_path_a_guest_on_a_bridge_has_a_name_a_port_and_the_host() {
         let attachment = attach_in(&store, &request("web", &["80"])).unwrap();
         let mut guest = on_bridge(&attachment);
         let visited = page("192.0.2.1:8000");
-        assert_eq!(guest.sh("wget -q -O - http://192.0.2.1:8000/"), "a page of the host");
+        assert_eq!(guest.sh("wget -q -O - http://192.0.2.1:8000/").trim(), "a page of the host");
         visited.join().unwrap();
         let found = guest.sh("nslookup db");
         assert!(found.contains(&other.addresses[0].addr().to_string()), "{found}");
@@ -148,7 +148,7 @@ fn main_path_a_guest_behind_passt_has_a_port_and_the_host() {
         let mut guest = guest(&format!("passt={socket},mac={mac}"), address, gateway);
         assert_eq!(guest.sh("cat /sys/class/net/eth0/mtu").trim(), "65520");
         let visited = page("192.0.2.1:8000");
-        assert_eq!(guest.sh("wget -q -O - http://192.0.2.1:8000/"), "a page of the host");
+        assert_eq!(guest.sh("wget -q -O - http://192.0.2.1:8000/").trim(), "a page of the host");
         visited.join().unwrap();
         guest.sh("(echo served; sleep 1) | nc -l -p 80 >/dev/null 2>&1 &");
         let port = port.parse().unwrap();

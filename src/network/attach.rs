@@ -186,13 +186,17 @@ fn attach_alone(store: &Store, request: &Request, listeners: Vec<Listener>, what
     let locked = store.lock()?;
     locked.clear_lives(&locked.store().list()?)?;
     let Some(life) = locked.claim_life(&request.container, DEFAULT)? else { return Err(attached_already(what)) };
+    let nameservers = resolvers.beyond_loopback();
+    if nameservers.is_empty() {
+        log::warn!("/etc/resolv.conf has no name server that a container reaches without root: it will find no names");
+    }
     let plan = Plan { socket: store.socket(&request.container), address, subnet, gateway };
     let mut attachment = Attachment {
         backend: NetBackend::Passt(plan.socket.clone()),
         mac,
         addresses: vec![Ipv4Net::new_assert(address, subnet.prefix_len()).into()],
         gateways: vec![gateway.into()],
-        nameservers: vec![gateway.into()],
+        nameservers,
         search: resolvers.search,
         mtu: FRAME_STREAM_MTU,
         ports: listeners.iter().map(|listener| listener.published).collect(),
@@ -276,6 +280,30 @@ pub fn forget(container: &str) -> Result<(), Failure> {
         }
     }
     host::fit(&locked, &networks)
+}
+
+/// Gives a container another name in the networks that it is attached to.
+///
+/// # Errors
+/// A network's file cannot be read or written.
+pub fn rename(container: &str, old: &str, new: &str) -> Result<(), Failure> {
+    rename_in(&Store::open()?, container, old, new)
+}
+
+/// As [`rename`], with the networks of another store.
+///
+/// # Errors
+/// As [`rename`].
+pub fn rename_in(store: &Store, container: &str, old: &str, new: &str) -> Result<(), Failure> {
+    let locked = store.lock()?;
+    for mut network in settled(&locked)? {
+        let Some(lease) = network.leases.get_mut(container) else { continue };
+        for name in lease.names.iter_mut().filter(|name| *name == old) {
+            new.clone_into(name);
+        }
+        locked.save(&network)?;
+    }
+    Ok(())
 }
 
 /// Removes what dead containers left on the host, and puts back what others took away from those that live.

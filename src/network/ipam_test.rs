@@ -51,12 +51,15 @@ fn a_small_network_fills_up_and_takes_back_what_was_kept_longest() {
 #[test]
 fn what_is_kept_is_bounded() {
     let mut network = network("10.0.0.0/8");
-    for n in 0..2 * KEPT as u64 {
-        give(&mut network, &n.to_string(), n).unwrap();
-        network.leases.get_mut(&n.to_string()).unwrap().attached = false;
+    let first = give(&mut network, "0", 0).unwrap();
+    let lease = Lease { attached: false, ..network.leases["0"].clone() };
+    for n in 0..KEPT as u32 + 9 {
+        let ipv4 = Ipv4Addr::from(u32::from(first) + n);
+        network.leases.insert(n.to_string(), Lease { ipv4, since: n.into(), ..lease.clone() });
     }
-    assert!(network.leases.len() <= KEPT + 1);
-    assert!(network.leases.contains_key(&(2 * KEPT - 1).to_string()), "the newest stays");
+    give(&mut network, "new", 9999).unwrap();
+    assert_eq!(network.leases.len(), KEPT + 1);
+    assert!(!network.leases.contains_key("8") && network.leases.contains_key("9"), "the oldest went");
 }
 
 #[test]

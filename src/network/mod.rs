@@ -23,7 +23,7 @@ pub mod ports;
 mod store;
 mod worker;
 
-pub use attach::{Attachment, Request, attach, attach_in, detach, forget, reconcile, reconcile_in};
+pub use attach::{Attachment, Request, attach, attach_in, detach, forget, reconcile, reconcile_in, rename, rename_in};
 pub use host::may_change as may_create;
 pub use manage::{New, Removed, create, find, list, prune, remove};
 pub use model::{DEFAULT, Ipv4Pool, Ipv6Pool, Lease, Network};

@@ -59,7 +59,7 @@ pub(super) struct Plan {
     pub address: Ipv4Addr,
     /// The subnet that it is in.
     pub subnet: Ipv4Net,
-    /// The router, which is its name server as well.
+    /// The router.
     pub gateway: Ipv4Addr,
 }
 
@@ -157,7 +157,6 @@ fn arguments(plan: &Plan, doors: &Doors) -> Vec<String> {
     option("--address", plan.address.to_string());
     option("--netmask", plan.subnet.prefix_len().to_string());
     option("--gateway", plan.gateway.to_string());
-    option("--dns-forward", plan.gateway.to_string());
     for (protocol, name) in [(Protocol::Tcp, "--tcp-ports"), (Protocol::Udp, "--udp-ports")] {
         let of_protocol = doors.iter().filter(|((other, _), _)| *other == protocol);
         let mut specs: Vec<String> =

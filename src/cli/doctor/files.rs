@@ -106,8 +106,8 @@ const PROGRAMS: &[(&[&str], &str, &str)] = &[
     (&["ip"], "iproute2", "TAP devices have to be made some other way"),
     (&["qemu-system-x86_64"], "qemu-system-x86", "no emulated host (scripts/svm-host), no QEMU to compare with"),
     (&["mkfs.ext4"], "e2fsprogs", "no ext4 disks for guests"),
-    (&["nft"], "nftables", "no published ports or NAT (container networks, to come)"),
-    (&["passt"], "passt", "no guest network without root (to come)"),
+    (&["nft"], "nftables", "no networks of containers as root"),
+    (&["passt"], "passt", "no network for containers without root"),
     (&["virtiofsd"], "qemu-system-common", "no host directories in guests (to come)"),
     (&["crun", "runc"], "crun", "no namespace containers to compare with (to come)"),
 ];

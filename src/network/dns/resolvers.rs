@@ -10,6 +10,8 @@ const MAX_SERVERS: usize = 3;
 const MAX_SEARCH: usize = 6;
 
 pub(super) const PATH: &str = "/etc/resolv.conf";
+/// What systemd's resolver asks, which stands on the loopback itself.
+const SYSTEMD_PATH: &str = "/run/systemd/resolve/resolv.conf";
 
 /// How the host finds names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +26,17 @@ impl Resolvers {
     /// As the file says now; none where there is no file.
     pub fn read() -> Self {
         Self::parse(&fs::read_to_string(PATH).unwrap_or_default())
+    }
+
+    /// The name servers that can be asked over IPv4 by someone who does not reach this host's loopback.
+    pub fn beyond_loopback(&self) -> Vec<IpAddr> {
+        let usable = |servers: &[IpAddr]| -> Vec<IpAddr> {
+            servers.iter().filter(|server| server.is_ipv4() && !server.is_loopback()).copied().collect()
+        };
+        match usable(&self.servers) {
+            servers if !servers.is_empty() => servers,
+            _ => usable(&Self::parse(&fs::read_to_string(SYSTEMD_PATH).unwrap_or_default()).servers),
+        }
     }
 
     /// Reads the file's text.
@@ -60,6 +73,7 @@ mod tests {
         let servers: Vec<String> = resolvers.servers.iter().map(ToString::to_string).collect();
         assert_eq!(servers, ["127.0.0.53", "192.0.2.1", "2001:db8::1"]);
         assert_eq!(resolvers.search, ["c.example", "d"]);
+        assert_eq!(resolvers.beyond_loopback(), [IpAddr::from([192, 0, 2, 1])]);
         assert_eq!(Resolvers::parse("nonsense\n\0nameserver x"), Resolvers::default());
     }
 }

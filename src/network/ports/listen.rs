@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::{Protocol, Publish, Published};
+use super::{MAX_PUBLISHED, Protocol, Publish, Published};
 use crate::failure::Failure;
 
 /// A port of the host that is taken.
@@ -29,6 +29,10 @@ pub(super) enum Socket {
 /// # Errors
 /// One is in use, is for root only, or has an address that this host has not.
 pub fn bind(ports: &[Publish]) -> Result<Vec<Listener>, Failure> {
+    if ports.len() > MAX_PUBLISHED {
+        let what = format!("cannot publish {} ports", ports.len());
+        return Err(Failure::new(what, format!("a container has at most {MAX_PUBLISHED}"), "fewer of them"));
+    }
     ports.iter().map(take).collect()
 }
 

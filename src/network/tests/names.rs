@@ -3,6 +3,7 @@
 
 use std::net::UdpSocket;
 
+use super::super::attach::rename_in;
 use super::super::dns::Resolvers;
 use super::super::manage;
 use super::*;
@@ -85,8 +86,11 @@ fn containers_find_each_other_by_name() {
         assert_eq!(web.run(move || lookup(server, &nobody, PTR)).0, 3);
         // Both monitors' servers answer, whichever the kernel picks; and none knows another network's containers.
         assert_ne!(web.run(move || lookup(server, "other", A)).1, v4(elsewhere.addresses[0].addr()).octets());
+        rename_in(store, "db-id", "db", "sql").unwrap();
+        assert_eq!(web.run(move || lookup(server, "sql", A)), (0, four.clone()));
+        assert_ne!(web.run(move || lookup(server, "db", A)).1, four);
         drop(db);
-        assert_ne!(web.run(move || lookup(server, "db", A)).1, four, "it has gone");
+        assert_ne!(web.run(move || lookup(server, "sql", A)).1, four, "it has gone");
         drop((web, elsewhere));
     });
 }
