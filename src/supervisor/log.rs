@@ -134,7 +134,11 @@ impl Reader {
     /// The file system's.
     pub fn open(path: &Path, tail: Option<usize>) -> io::Result<Self> {
         let opened = |path: &Path| {
-            Ok::<_, io::Error>(Self { path: path.to_owned(), file: BufReader::new(File::open(path)?), begun: Vec::new() })
+            Ok::<_, io::Error>(Self {
+                path: path.to_owned(),
+                file: BufReader::new(File::open(path)?),
+                begun: Vec::new(),
+            })
         };
         // The older part first, if there is one; it says by its name where the log goes on.
         let mut reader = opened(path)?;

@@ -64,9 +64,7 @@ pub fn assemble(container: &Container) -> core::result::Result<(), Refusal> {
                 )
             }
             // A new disk reads as zeroes: writing them into its inode tables would be work for nothing.
-            Upper::Disk(device) => {
-                mount(device.as_str(), WRITTEN, c"ext4", MountFlags::NOATIME, c"noinit_itable")
-            }
+            Upper::Disk(device) => mount(device.as_str(), WRITTEN, c"ext4", MountFlags::NOATIME, c"noinit_itable"),
         })
         .map_err(failed("cannot mount what holds the written layer"))?;
     for place in [c"/written/upper", c"/written/work"] {
