@@ -55,9 +55,8 @@ fn the_agent_reboots() {
     assert_eq!(guest.wait().0.code(), Some(100));
 }
 
-// Not of the main path: on PVM a process that the shell forks now and then faults, for a reason that is not known yet.
 #[test]
-fn the_console_has_a_shell_with_job_control() {
+fn main_path_the_console_has_a_shell_with_job_control() {
     const PROMPT: &str = "guest:/# ";
     let (mut guest, folder) = boot("guest/console.cpio");
     guest.wait_for(PROMPT);

@@ -218,8 +218,7 @@ fn the_users_words_replace_the_default_command_line() {
     let words = ["--no-default-cmdline", "--cmdline", "console=ttyS0 panic=-1 reboot=k mine=yes"];
     let pvm = run(Command::new(CORACLE).arg("version")).1.contains("PVM");
     // On PVM hosts the kernel cannot run without the words that the default has for it.
-    let extra =
-        if pvm { " noxsave clearcpuid=popcnt,cx16,rdrand,rdseed,bmi1,bmi2,movbe,erms,fsrm,smap,smep,umip" } else { "" };
+    let extra = if pvm { " clearcpuid=popcnt,cx16,rdrand,rdseed,bmi1,bmi2,movbe,erms,fsrm,smap,smep,umip" } else { "" };
     let line = format!("{}{extra}", words[2]);
     let mut guest = Guest::start(Guest::shell_words(&[words[0], words[1], &line]));
     guest.log_in();

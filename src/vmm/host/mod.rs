@@ -21,7 +21,7 @@ pub const DEVICE: &str = "/dev/kvm";
 
 /// What a kernel that runs under PVM must leave alone. PVM interprets the guest kernel, its interpreter lacks these
 /// instructions, and `KVM_SET_CPUID2` cannot hide them: only the guest's own command line keeps the kernel off them.
-const PVM_COMMAND_LINE: &str = "noxsave clearcpuid=popcnt,cx16,rdrand,rdseed,bmi1,bmi2,movbe,erms,fsrm,smap,smep,umip";
+const PVM_COMMAND_LINE: &str = "clearcpuid=popcnt,cx16,rdrand,rdseed,bmi1,bmi2,movbe,erms,fsrm,smap,smep,umip";
 
 /// The KVM vendor module, that is, how guests are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
