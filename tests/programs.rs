@@ -9,7 +9,7 @@ use common::{Guest, host};
 
 /// Assembles a program of `tests/guest`; gives it as the image of a disk.
 fn assembled(name: &str, folder: &std::path::Path) -> String {
-    let source = format!("{}/tests/guest/{name}.S", env!("CARGO_MANIFEST_DIR"));
+    let source = format!("{}/tests/guest/{name}.s", env!("CARGO_MANIFEST_DIR"));
     let program = folder.join(name).display().to_string();
     host("cc", &["-nostdlib", "-static", "-s", "-Wl,--nmagic,--build-id=none", "-o", &program, &source]);
     let file = File::options().write(true).open(&program).unwrap();
