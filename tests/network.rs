@@ -141,7 +141,7 @@ fn user(folder: &Path) -> (Child, Vec<String>) {
 }
 
 #[test]
-fn main_path_a_guest_behind_passt_has_a_port_and_the_host() {
+fn a_guest_behind_passt_has_a_port_and_the_host() {
     on_a_host(|folder| {
         let (mut child, words) = user(folder);
         let [socket, mac, address, gateway, port] = &words[..] else { panic!("{words:?}") };

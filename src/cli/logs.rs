@@ -81,8 +81,8 @@ pub fn run(args: &LogsArgs) -> anyhow::Result<ExitCode> {
         let goes_on = args.follow && container.state().is_ok_and(|state| state.status.is_up());
         if let Some(reader) = &mut reader {
             while let Some(entry) = reader.next_entry()? {
-                if !args.until.is_some_and(|until| entry.time > until)
-                    && !args.since.is_some_and(|time| entry.time < time)
+                if args.until.is_none_or(|until| entry.time <= until)
+                    && args.since.is_none_or(|since| entry.time >= since)
                 {
                     args.print(&entry)?;
                 }

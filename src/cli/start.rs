@@ -31,7 +31,7 @@ pub struct StartArgs {
 /// Our own output fails, or the one to be attached to does not start.
 pub fn run(args: &StartArgs) -> anyhow::Result<ExitCode> {
     match (args.attach || args.interactive, &args.containers[..]) {
-        (false, _) => containers::each(&args.containers, "start", |name, what| start(name, what)),
+        (false, _) => containers::each(&args.containers, "start", start),
         (true, [name]) => attached(args, name),
         (true, _) => {
             let why = "there is one terminal, and there are several containers";

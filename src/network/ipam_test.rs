@@ -53,7 +53,7 @@ fn what_is_kept_is_bounded() {
     let mut network = network("10.0.0.0/8");
     let first = give(&mut network, "0", 0).unwrap();
     let lease = Lease { attached: false, ..network.leases["0"].clone() };
-    for n in 0..KEPT as u32 + 9 {
+    for n in 0..u32::try_from(KEPT).unwrap() + 9 {
         let ipv4 = Ipv4Addr::from(u32::from(first) + n);
         network.leases.insert(n.to_string(), Lease { ipv4, since: n.into(), ..lease.clone() });
     }

@@ -136,8 +136,12 @@ impl Containers {
     pub fn rename(&self, container: &mut Container, name: &str) -> Result<(), Failure> {
         let _alone = self.alone()?;
         self.check_name(name, &self.all()?)?;
-        container.config.name = name.to_owned();
-        container.save("config.json", &container.config)
+        let before = std::mem::replace(&mut container.config.name, name.to_owned());
+        container.save("config.json", &container.config)?;
+        match container.config.network {
+            Some(_) => network::rename(&container.config.id, &before, name),
+            None => Ok(()),
+        }
     }
 
     fn check_name(&self, name: &str, others: &[Container]) -> Result<(), Failure> {

@@ -44,7 +44,6 @@ pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
         privileged: around.privileged,
         sysctls: around.sysctls.iter().map(|(name, value)| sysctl(name, value)).collect(),
         init: around.init,
-        ..Container::default()
     }
 }
 

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use coracle_protocol::WindowSize;
 use jiff::Timestamp;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::clients::Clients;
 use self::output::Output;
@@ -67,6 +68,7 @@ enum Phase {
 /// None that `client` has not been told; for the log.
 pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
     let client = UnixStream::from(client);
+    allow_connections();
     let prepared = Container::open(directory).and_then(|container| {
         let held = container.claim()?;
         let sockets = make_socket_directory(container.short())?;
@@ -315,6 +317,14 @@ impl Monitor {
                 Some(left) => self.changed.wait_timeout(phase, left).expect("no panic").0,
             };
         }
+    }
+}
+
+/// Each connection to a published port takes two descriptors: the usual soft limit is soon used up.
+fn allow_connections() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("cannot raise the limit of open files: {error}");
     }
 }
 
