@@ -169,7 +169,7 @@ prop_compose! {
     fn start()(
         container in prop::option::of(container()),
         process in process(),
-        (stdin, stdout, stderr) in any::<(Option<u32>, u32, Option<u32>)>(),
+        (stdin, stdout, stderr) in any::<(Option<u32>, Option<u32>, Option<u32>)>(),
     ) -> Start {
         Start { container, process, streams: Streams { stdin, stdout, stderr } }
     }
