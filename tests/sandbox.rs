@@ -345,12 +345,14 @@ fn it_can_be_watched_paused_and_signalled_as_a_whole() {
     assert_eq!(usage.pids, 2);
     assert!(usage.memory > 1 << 20 && usage.memory < usage.memory_limit && usage.memory_limit < 128 << 20, "{usage:?}");
     assert!(usage.read > 4096, "{usage:?}");
-    let list = agent.processes().unwrap();
+    let list = eventually("time of the busy one", || {
+        Some(agent.processes().unwrap()).filter(|list| list.get(1).is_some_and(|busy| busy.cpu_ms >= 100))
+    });
     let commands: Vec<_> =
         list.iter().map(|one| (one.pid, one.parent, one.user.as_str(), one.command.as_str())).collect();
     assert_eq!(commands.first(), Some(&(1, 0, "root", "sleep 1000")), "{list:?}");
     assert_eq!((list.len(), list[1].command.as_str()), (2, "sh -c while :; do :; done"));
-    assert!(list[1].cpu_ms >= 100 && list[1].age_ms >= list[1].cpu_ms, "{list:?}");
+    assert!(list[1].age_ms >= list[1].cpu_ms, "{list:?}");
 
     agent.pause(true).unwrap();
     let before = agent.usage().unwrap().cpu_ns;
