@@ -171,7 +171,7 @@ fn names_and_images_are_removed() {
     let id = user.coracle(&["images", "-q"]).trim().to_owned();
     assert!(user.fails(&["rmi", &id]).contains("several repositories"));
     assert_eq!(user.coracle(&["rmi", "box"]), "Untagged: box:latest\n");
-    assert!(user.fails(&["inspect", "box"]).contains("no such image"));
+    assert!(user.fails(&["inspect", "--type", "image", "box"]).contains("no such image"));
     assert!(user.coracle(&["history", &id]).contains("umoci"));
     let listed = user.coracle(&["images", "--format", "{{.Repository}}:{{.Tag}}", &name]);
     assert_eq!(listed, format!("{name}\n"));
