@@ -63,7 +63,7 @@ fn what_cannot_run_is_told_apart() {
         (&["IMAGE", "/dev"], 126, "permission denied"),
         (&["-u", "somebody", "IMAGE", "true"], 125, "user `somebody`"),
         (&["--entrypoint", "", "IMAGE"], 125, "names a program"),
-        (&["--cpus", "0", "IMAGE", "true"], 125, "vCPUs"),
+        (&["--memory", "1m", "IMAGE", "true"], 125, "at least"),
     ] {
         let (found, stdout, stderr) = run(&home, words);
         assert_eq!((found, stdout.as_str()), (Some(status), ""), "{words:?}: {stderr}");
