@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod erofs;
 pub mod failure;
+mod file_lock;
 pub mod image;
 pub mod logging;
 pub mod network;

@@ -12,7 +12,6 @@ use clap::Args;
 use coracle::sandbox::{Agent, Handle, NotRun, ProcessStart, capabilities};
 use coracle::signals;
 use coracle::supervisor::{Container, describe};
-use coracle_protocol::WindowSize;
 
 use super::boot::terminal::RawTerminal;
 use super::session::{self, Signals};
@@ -80,8 +79,7 @@ pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     if args.privileged {
         surroundings.capabilities = capabilities::ALL;
     }
-    let size = session::size().unwrap_or_default();
-    let window = args.tty.then_some(WindowSize { rows: size.rows, columns: size.columns });
+    let window = args.tty.then(|| session::size().unwrap_or_default());
     let start = ProcessStart {
         container: None,
         process: describe::process(&spec, &surroundings, window),

@@ -29,10 +29,12 @@ pub struct RmArgs {
 /// # Errors
 /// Our own output fails.
 pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
-    containers::each(&args.containers, "remove", |name, what| match containers::find(name, what) {
-        Err(failure) if args.force && failure.why.starts_with("there is no") => Ok(()),
-        Err(failure) => Err(failure.into()),
-        Ok((container, state)) => remove(&container, &state, args.force, what),
+    containers::each(&args.containers, "remove", |name, what| {
+        if args.force && containers::open(what)?.look_up(name, what)?.is_none() {
+            return Ok(());
+        }
+        let (container, state) = containers::find(name, what)?;
+        remove(&container, &state, args.force, what)
     })
 }
 

@@ -10,7 +10,9 @@ use coracle::failure::Failure;
 use coracle::signals;
 use coracle::supervisor::Connection;
 use coracle::supervisor::client::gone;
-use coracle::supervisor::wire::{Exit, Frame, Reply, Request, Size, Stream};
+use coracle::supervisor::wire::{Exit, Frame, Reply, Request, Stream};
+
+use coracle_protocol::WindowSize;
 
 use super::boot::terminal::{self, RawTerminal};
 use super::error;
@@ -197,8 +199,8 @@ fn forward_signals(signals: &OwnedFd, connection: &Connection, wiring: Wiring) {
 }
 
 /// The size of our terminal, where there is one.
-pub fn size() -> Option<Size> {
-    terminal::size().map(|(columns, rows)| Size { rows, columns })
+pub fn size() -> Option<WindowSize> {
+    terminal::size().map(|(columns, rows)| WindowSize { rows, columns })
 }
 
 /// Whether a terminal can be had for the program; `-t` without one is refused, as by Docker.

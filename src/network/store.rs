@@ -18,11 +18,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 
 use super::model::Network;
 use crate::failure::Failure;
+use crate::file_lock::{self, open};
 
 /// A host has one set of interfaces, routes and rules, whoever's networks they belong to.
 const HOST_LOCK: &str = "/run/coracle-network.lock";
@@ -239,20 +239,9 @@ pub fn read(path: &Path) -> Result<Option<Network>, Failure> {
     })
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
 /// The file with its lock; `None` where someone else has it and it is not waited for.
 fn take(file: File, operation: FlockOperation) -> io::Result<Option<File>> {
-    loop {
-        match flock(&file, operation) {
-            Ok(()) => return Ok(Some(file)),
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    Ok(file_lock::take(&file, operation)?.then_some(file))
 }
 
 fn remove(path: &Path) -> Result<(), Failure> {

@@ -13,15 +13,14 @@
 //! Files are replaced as a whole. Who finds a container that is said to run and has no monitor settles that it has
 //! ended, so that a monitor can be killed at any moment.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -29,7 +28,7 @@ use super::names;
 use super::record::{Config, State};
 use super::wire::Exit;
 use crate::failure::Failure;
-use crate::network;
+use crate::{file_lock, network};
 
 /// The containers of one user.
 #[derive(Clone, Debug)]
@@ -117,15 +116,23 @@ impl Containers {
     /// # Errors
     /// There is none, or more than one; `what` is what cannot be done therefore.
     pub fn find(&self, text: &str, what: &str) -> Result<Container, Failure> {
+        let none = || Failure::new(what, "there is no container of that name or id", "`coracle ps -a`");
+        self.look_up(text, what)?.ok_or_else(none)
+    }
+
+    /// As [`Containers::find`]; `None` where there is none.
+    ///
+    /// # Errors
+    /// There is more than one.
+    pub fn look_up(&self, text: &str, what: &str) -> Result<Option<Container>, Failure> {
         let mut all = self.all()?;
         if let Some(at) = all.iter().position(|one| one.config.name == text || one.config.id == text) {
-            return Ok(all.swap_remove(at));
+            return Ok(Some(all.swap_remove(at)));
         }
         all.retain(|one| !text.is_empty() && one.config.id.starts_with(text));
         match (all.pop(), all.pop()) {
-            (Some(container), None) => Ok(container),
-            (None, _) => Err(Failure::new(what, "there is no container of that name or id", "`coracle ps -a`")),
             (Some(_), Some(_)) => Err(Failure::new(what, "several ids begin so", "more digits of it; `coracle ps -a`")),
+            (found, _) => Ok(found),
         }
     }
 
@@ -159,8 +166,8 @@ impl Containers {
 
     fn alone(&self) -> Result<Held, Failure> {
         let path = self.root.with_extension("lock");
-        let file = open_lock(&path).and_then(|file| {
-            flock(&file, FlockOperation::LockExclusive)?;
+        let file = file_lock::open(&path).and_then(|file| {
+            file_lock::take(&file, FlockOperation::LockExclusive)?;
             Ok(file)
         });
         file.map(|file| Held { _file: file }).map_err(cannot("lock", &path))
@@ -250,12 +257,9 @@ impl Container {
 
     fn try_claim(&self) -> Result<Option<Held>, Failure> {
         let path = self.directory.join("lock");
-        let file = open_lock(&path).map_err(cannot("lock", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(Held { _file: file })),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(cannot("lock", &path)(error.into())),
-        }
+        let file = file_lock::open(&path).map_err(cannot("lock", &path))?;
+        let taken = file_lock::take(&file, FlockOperation::NonBlockingLockExclusive).map_err(cannot("lock", &path))?;
+        Ok(taken.then_some(Held { _file: file }))
     }
 
     /// Replaces its state; for its monitor.
@@ -326,10 +330,6 @@ pub fn remove_sockets(directory: &Path) {
     {
         log::warn!("cannot remove {}: {error}", directory.display());
     }
-}
-
-fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<T> {

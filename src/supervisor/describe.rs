@@ -4,9 +4,7 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use coracle_protocol::{
-    Address, Container, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Text, Upper, WindowSize,
-};
+use coracle_protocol::{Address, Container, File, Interface, Mount, Process, Source, Sysctl, Text, Upper, WindowSize};
 
 use super::record::{Config, Surroundings};
 use crate::network::Attachment;
@@ -50,8 +48,6 @@ pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
 /// A process in it: its first, or another.
 pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<WindowSize>) -> Process {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    let limit =
-        |limit: &super::record::Limit| ResourceLimit { resource: limit.resource, soft: limit.soft, hard: limit.hard };
     Process {
         arguments: bytes(&spec.arguments),
         environment: bytes(&spec.environment),
@@ -60,7 +56,7 @@ pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<Windo
         groups: bytes(&around.groups),
         capabilities: around.capabilities,
         no_new_privileges: around.no_new_privileges,
-        limits: around.limits.iter().map(limit).collect(),
+        limits: around.limits.clone(),
         terminal,
     }
 }

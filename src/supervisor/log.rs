@@ -82,9 +82,7 @@ impl Log {
         }
         self.append(&lines)
     }
-}
 
-impl Log {
     fn append(&mut self, lines: &[u8]) -> io::Result<()> {
         if self.size >= self.limit {
             fs::rename(&self.path, aside(&self.path))?;
@@ -181,7 +179,7 @@ impl Reader {
     /// Turns to the newer part of the log where this one has been put aside.
     fn goes_on_elsewhere(&mut self) -> io::Result<bool> {
         let (ours, newest) = (self.file.get_ref().metadata()?, File::open(&self.path)?);
-        let is_newest = (ours.dev(), ours.ino()) == { newest.metadata().map(|data| (data.dev(), data.ino()))? };
+        let is_newest = (ours.dev(), ours.ino()) == newest.metadata().map(|data| (data.dev(), data.ino()))?;
         if !is_newest {
             self.file = BufReader::new(newest);
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use coracle_protocol::ResourceLimit;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -92,24 +93,13 @@ pub struct Surroundings {
     /// Set-user-ID bits do nothing.
     pub no_new_privileges: bool,
     /// Resource limits.
-    pub limits: Vec<Limit>,
+    pub limits: Vec<ResourceLimit>,
     /// More groups of the user's.
     pub groups: Vec<String>,
     /// Kernel parameters of the container's namespaces.
     pub sysctls: Vec<(String, String)>,
     /// Names in its `/etc/hosts`.
     pub hosts: Vec<(String, IpAddr)>,
-}
-
-/// A resource limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Limit {
-    /// `RLIMIT_…` of `asm-generic/resource.h`.
-    pub resource: u8,
-    /// In force; the highest number is none at all.
-    pub soft: u64,
-    /// Up to where it can be raised.
-    pub hard: u64,
 }
 
 /// The image of a container.

@@ -6,6 +6,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
+use coracle_protocol::WindowSize;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -47,12 +48,12 @@ pub enum Request {
         /// Output is wanted.
         output: bool,
         /// What the program's terminal is to be like if it is started for this client.
-        size: Option<Size>,
+        size: Option<WindowSize>,
     },
     /// To send the program a signal; answered by [`Reply::Done`].
     Signal(u8),
     /// To tell the program's terminal its size; answered by [`Reply::Done`].
-    Resize(Size),
+    Resize(WindowSize),
     /// To end the program: by this signal, and if it still runs after so many milliseconds, by ending its VM. Without
     /// a limit it has all the time it takes. Answered by [`Reply::Ended`].
     Stop {
@@ -65,15 +66,6 @@ pub enum Request {
     Pause,
     /// To let it go on; answered by [`Reply::Done`].
     Resume,
-}
-
-/// Size of a terminal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Size {
-    /// Lines.
-    pub rows: u16,
-    /// Characters in a line.
-    pub columns: u16,
 }
 
 impl Request {

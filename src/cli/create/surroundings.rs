@@ -5,7 +5,8 @@ use std::net::IpAddr;
 
 use clap::Args;
 use coracle::sandbox::capabilities;
-use coracle::supervisor::{Limit, Surroundings};
+use coracle::supervisor::Surroundings;
+use coracle_protocol::ResourceLimit;
 
 /// What the processes of a container find around them, and what they may.
 #[derive(Debug, Args)]
@@ -40,7 +41,7 @@ pub struct SurroundingsArgs {
     security_opt: Vec<bool>,
     /// Limit a resource: NAME=SOFT[:HARD], such as nofile=1024:4096
     #[arg(long, value_name = "LIMIT", value_parser = limit)]
-    ulimit: Vec<Limit>,
+    ulimit: Vec<ResourceLimit>,
     /// Another group of the user's, by name or number
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
@@ -140,13 +141,13 @@ const RESOURCES: [&str; 16] = [
     "rttime",
 ];
 
-fn limit(text: &str) -> Result<Limit, String> {
+fn limit(text: &str) -> Result<ResourceLimit, String> {
     let wrong = || format!("`{text}` is no limit: NAME=SOFT[:HARD], where NAME is one of {}", RESOURCES.join(", "));
     let (name, values) = text.split_once('=').ok_or_else(wrong)?;
     let number = |text: &str| if text == "-1" { Ok(u64::MAX) } else { text.parse().map_err(|_| wrong()) };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
     let resource = RESOURCES.iter().position(|other| *other == name).and_then(|at| u8::try_from(at).ok());
-    let limit = Limit { resource: resource.ok_or_else(wrong)?, soft: number(soft)?, hard: number(hard)? };
+    let limit = ResourceLimit { resource: resource.ok_or_else(wrong)?, soft: number(soft)?, hard: number(hard)? };
     if limit.soft > limit.hard { Err(format!("{soft} is above the limit {hard}")) } else { Ok(limit) }
 }
 
@@ -196,7 +197,7 @@ mod tests {
         {
             assert_eq!(bytes(text).ok(), expected, "{text}");
         }
-        assert_eq!(limit("nofile=10:20"), Ok(Limit { resource: 7, soft: 10, hard: 20 }));
+        assert_eq!(limit("nofile=10:20"), Ok(ResourceLimit { resource: 7, soft: 10, hard: 20 }));
         assert_eq!(limit("core=-1").map(|limit| limit.soft), Ok(u64::MAX));
         assert!(limit("nofile=20:10").is_err() && limit("files=1").is_err() && limit("cpu").is_err());
         assert_eq!(host("db:10.0.0.1").map(|(name, _)| name), Ok("db".to_owned()));

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Locks between processes, on files.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
+use rustix::fs::FlockOperation;
 
 use super::{Problem, Store, at};
+use crate::file_lock::{open, take};
 
 /// A lock that is held until it is dropped, or its process ends.
 #[derive(Debug)]
@@ -63,22 +63,6 @@ pub fn claim(path: &Path, wait: impl FnOnce()) -> io::Result<File> {
             Ok(there) if (there.dev(), there.ino()) == (here.dev(), here.ino()) => return Ok(file),
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
-        }
-    }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
-}
-
-/// Whether the lock was taken.
-fn take(file: &File, operation: FlockOperation) -> io::Result<bool> {
-    loop {
-        match flock(file, operation) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) => return Ok(false),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_protocol::WindowSize;
+
 use super::Monitor;
 use crate::failure::{EXIT_FAILURE, Failure};
-use crate::supervisor::wire::{Frame, Reply, Request, Size, Stream, write_output};
+use crate::supervisor::wire::{Frame, Reply, Request, Stream, write_output};
 
 /// Connections served at once; more are closed.
 const MOST: usize = 256;
@@ -188,7 +190,9 @@ fn answer(monitor: &Monitor, client: &Arc<Client>, request: Request) -> io::Resu
             monitor.attach(|| monitor.clients.list().push(Attached { client: Arc::clone(client), output }))
         }
         Request::Signal(number) => Some(monitor.signal(number)),
-        Request::Resize(Size { rows, columns }) => Some(monitor.with_process(|process| process.resize(rows, columns))),
+        Request::Resize(WindowSize { rows, columns }) => {
+            Some(monitor.with_process(|process| process.resize(rows, columns)))
+        }
         Request::Stop { signal, grace_ms } => Some(monitor.stop(signal, grace_ms.map(Duration::from_millis))),
         Request::Pause => Some(monitor.pause(true)),
         Request::Resume => Some(monitor.pause(false)),

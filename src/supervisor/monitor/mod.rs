@@ -25,7 +25,7 @@ use self::output::Output;
 use super::containers::{Container, Held, remove_sockets};
 use super::describe;
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
-use super::wire::{Exit, Reply, Size, Stream};
+use super::wire::{Exit, Reply, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment};
@@ -49,7 +49,7 @@ struct Monitor {
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
     /// Size of the terminal that the program starts with.
-    size: Mutex<Size>,
+    size: Mutex<WindowSize>,
 }
 
 /// How far the container has come.
@@ -161,8 +161,8 @@ impl Monitor {
         self.enter(Phase::Starting(Some(vm.stopper()?)));
         vm.ready()?;
         drop(content);
-        let Size { rows, columns } = *self.size.lock().expect("no thread panics while it holds this");
-        let terminal = config.terminal.then_some(WindowSize { rows, columns });
+        let size = *self.size.lock().expect("no thread panics while it holds this");
+        let terminal = config.terminal.then_some(size);
         let start = ProcessStart {
             container: Some(describe::container(config, connected.as_ref())),
             process: describe::process(&config.process, &config.surroundings, terminal),
@@ -208,7 +208,7 @@ impl Monitor {
         self.changed.notify_all();
     }
 
-    fn set_first_size(&self, size: Option<Size>) {
+    fn set_first_size(&self, size: Option<WindowSize>) {
         if let Some(size) = size {
             *self.size.lock().expect("no thread panics while it holds this") = size;
         }
