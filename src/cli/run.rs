@@ -58,5 +58,5 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let wiring = Wiring { input, terminal, signals: args.sig_proxy };
-    session::finish(session::run(&connection, wiring, signals, &what)?)
+    session::finish(session::run(&container, &connection, wiring, signals, &what)?)
 }

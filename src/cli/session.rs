@@ -5,12 +5,13 @@ use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 use coracle::failure::Failure;
 use coracle::signals;
-use coracle::supervisor::Connection;
 use coracle::supervisor::client::gone;
 use coracle::supervisor::wire::{Exit, Frame, Reply, Request, Stream};
+use coracle::supervisor::{Connection, Container};
 
 use coracle_protocol::WindowSize;
 
@@ -21,6 +22,8 @@ use super::error;
 const FORWARDED: [i32; 6] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
 /// After so many requests to end, it is ended.
 const INSISTENCE: u32 = 3;
+/// How long one signal waits until the one before has been passed on.
+const IN_ORDER: Duration = Duration::from_secs(1);
 /// Exit status of a program that writes where nobody reads.
 const BROKEN_PIPE: u8 = 128 + 13;
 
@@ -66,10 +69,16 @@ impl Signals {
 ///
 /// # Errors
 /// The monitor has gone, or our own output fails.
-pub fn run(connection: &Connection, wiring: Wiring, signals: Option<Signals>, what: &str) -> anyhow::Result<Ending> {
+pub fn run(
+    container: &Container,
+    connection: &Connection,
+    wiring: Wiring,
+    signals: Option<Signals>,
+    what: &str,
+) -> anyhow::Result<Ending> {
     if let Some(Signals(signals)) = signals {
-        let connection = connection.try_clone()?;
-        thread::spawn(move || forward_signals(&signals, &connection, wiring));
+        let (container, connection) = (container.clone(), connection.try_clone()?);
+        thread::spawn(move || forward_signals(&signals, &container, &connection, wiring));
     }
     let (mut raw, mut started) = (None, false);
     loop {
@@ -176,7 +185,7 @@ fn forward_input(connection: &Connection, leaves: bool) {
     let _ = connection.send(&Frame::Input(Vec::new()));
 }
 
-fn forward_signals(signals: &OwnedFd, connection: &Connection, wiring: Wiring) {
+fn forward_signals(signals: &OwnedFd, container: &Container, connection: &Connection, wiring: Wiring) {
     let mut asked = 0;
     signals::each(signals, |signal| {
         let ends = [libc::SIGINT, libc::SIGTERM].contains(&i32::from(signal));
@@ -194,8 +203,22 @@ fn forward_signals(signals: &OwnedFd, connection: &Connection, wiring: Wiring) {
                 return false;
             }
         };
-        connection.send(&Frame::Request(request)).is_ok()
+        pass_on(&request, container, connection).is_ok()
     });
+}
+
+/// Signals have connections of their own: in the session's they would wait behind input that the program does not read.
+fn pass_on(request: &Request, container: &Container, session: &Connection) -> io::Result<()> {
+    let own = container.state().and_then(|state| Connection::open(container, &state, "cannot pass a signal on"));
+    let Ok(own) = own else {
+        // The monitor does not listen yet; nor has any input been sent.
+        return session.send(&Frame::Request(request.clone()));
+    };
+    own.send(&Frame::Request(request.clone()))?;
+    own.limit_wait(IN_ORDER)?;
+    // What cannot be done for the program will show by itself.
+    let _ = own.next_frame();
+    Ok(())
 }
 
 /// The size of our terminal, where there is one.

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::containers::Container;
 use super::record::State;
@@ -135,6 +136,14 @@ impl Connection {
                 Reply::Started | Reply::Done => {}
             }
         }
+    }
+
+    /// From here on a frame is awaited for so long at most.
+    ///
+    /// # Errors
+    /// The time is zero.
+    pub fn limit_wait(&self, limit: Duration) -> io::Result<()> {
+        self.stream.set_read_timeout(Some(limit))
     }
 
     /// Ends the connection, for all who have it.

@@ -31,10 +31,11 @@ use crate::image::Store;
 use crate::network::{self, Attachment};
 use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
 
+const SIGKILL: u8 = 9;
 /// Exit status of a program that was killed with its VM.
-const KILLED: u8 = 137;
-/// How long a guest has to kill its program before the VM is ended under it.
-const KILLING: Duration = Duration::from_secs(2);
+const KILLED: u8 = 128 + SIGKILL;
+/// How long a guest has to kill its program, and to write what it has to its disk, before the VM is ended under it.
+const KILLING: Duration = Duration::from_secs(10);
 /// How long clients have to take what is left for them once the container has ended.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -100,7 +101,20 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
 
 impl Monitor {
     fn live(self: &Arc<Self>, sockets: PathBuf, held: Held) -> Result<(), Failure> {
-        let before = self.container.state()?;
+        // Others find the monitor from here on, to stop what hangs.
+        let found = self.container.state().and_then(|before| {
+            self.container.set_state(&State { sockets: sockets.clone(), ..before.clone() })?;
+            Ok(before)
+        });
+        let before = match found {
+            Ok(before) => before,
+            Err(failure) => {
+                remove_sockets(&sockets);
+                drop(held);
+                self.end(Reply::Failed { failure: failure.clone(), status: EXIT_FAILURE });
+                return Err(failure);
+            }
+        };
         let mut state = State {
             sockets: sockets.clone(),
             started: Some(Timestamp::now()),
@@ -108,8 +122,6 @@ impl Monitor {
             error: String::new(),
             ..before.clone()
         };
-        // Others find the monitor from here on, to stop what hangs.
-        self.container.set_state(&State { sockets: sockets.clone(), ..before.clone() })?;
         let (reply, outcome) = match self.start(&mut state) {
             Ok(started) => {
                 let outcome = self.follow(started);
@@ -131,10 +143,15 @@ impl Monitor {
         };
         // Who hears of the end may start it again at once.
         drop(held);
+        self.end(reply);
+        outcome.and(kept)
+    }
+
+    /// Tells all who wait.
+    fn end(&self, reply: Reply) {
         self.enter(Phase::Ended(reply.clone()));
         self.clients.tell(&reply, Some(FAREWELL));
         self.clients.settle(FAREWELL);
-        outcome.and(kept)
     }
 
     /// Up to where the program runs.
@@ -252,8 +269,8 @@ impl Monitor {
 
     /// Sends the program a signal. One that cannot be caught ends a VM that does not answer.
     fn signal(&self, number: u8) -> Reply {
-        if i32::from(number) == libc::SIGKILL {
-            return self.stop(number, Some(KILLING));
+        if number == SIGKILL {
+            return self.stop(number, Some(Duration::ZERO));
         }
         self.with_process(|process| process.signal(number))
     }
@@ -287,9 +304,11 @@ impl Monitor {
         }
     }
 
-    /// Asks the program to end, and ends it if it does not.
+    /// Asks the program to end, kills it if it does not, and cuts the VM's power if that does not help: then what the
+    /// guest had not written to its disk yet is lost.
     fn stop(&self, signal: u8, grace: Option<Duration>) -> Reply {
-        let deadline = grace.map(|grace| Instant::now() + grace);
+        let mut deadline = grace.map(|grace| Instant::now() + grace);
+        let mut killed = false;
         let mut phase = self.phase();
         match &*phase {
             // What has not started has nothing to lose.
@@ -309,8 +328,13 @@ impl Monitor {
             phase = match left {
                 None => self.changed.wait(phase).expect("no panic"),
                 Some(Duration::ZERO) => {
-                    if let Phase::Running(_, stopper) | Phase::Starting(Some(stopper)) = &*phase {
-                        stopper.stop();
+                    match &*phase {
+                        Phase::Running(handle, _) if !killed && handle.signal(SIGKILL).is_ok() => {
+                            killed = true;
+                            deadline = Some(Instant::now() + KILLING);
+                        }
+                        Phase::Running(_, stopper) | Phase::Starting(Some(stopper)) => stopper.stop(),
+                        Phase::Starting(None) | Phase::Ended(_) => {}
                     }
                     self.changed.wait_timeout(phase, Duration::from_millis(100)).expect("no panic").0
                 }
