@@ -7,6 +7,7 @@ mod relay;
 pub mod terminal;
 mod timings;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -17,6 +18,7 @@ use coracle::vmm::control::Event;
 use coracle::vmm::devices::exit::GuestEnd;
 use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
+use coracle::vmm::snapshot::{self, Launch};
 use coracle::vmm::stages::Mark;
 
 pub use args::BootArgs;
@@ -30,13 +32,13 @@ use terminal::RawTerminal;
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
-    let config = args.config();
-    let takes_input = config.console != ConsoleKind::None;
+    let (launch, kernel, console) = launch(args)?;
+    let takes_input = console != ConsoleKind::None;
     let ended_by = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH];
     let signals = signals::readable(&ended_by).context("cannot catch signals")?;
     let mut marks: Vec<Mark> = Vec::new();
-    let mut profile = args.profile.as_ref().map(|_| Profile::new(&args.kernel));
-    let mut vmm = Vmm::start(config)?;
+    let mut profile = args.profile.as_ref().map(|_| Profile::new(&kernel));
+    let mut vmm = Vmm::start(launch)?;
     let raw = if takes_input { RawTerminal::enter().context("cannot make the terminal raw")? } else { None };
     let ending = relay::relay(&vmm, &signals, takes_input, |event| match event {
         Event::Stage(mark) => marks.push(mark.clone()),
@@ -70,6 +72,17 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             Err(Failure::new("the microVM is gone", why, advice).into())
         }
     }
+}
+
+/// What is to be started, with the kernel that is in it, and its console.
+fn launch(args: &BootArgs) -> Result<(Launch, PathBuf, ConsoleKind), Failure> {
+    if let Some(config) = args.restore() {
+        let state = snapshot::read(&config.restore).map_err(|error| error.about(&config.restore))?;
+        return Ok((config.into(), state.config.kernel, state.config.console));
+    }
+    let config = args.config();
+    let (kernel, console) = (config.kernel.clone(), config.console);
+    Ok((config.into(), kernel, console))
 }
 
 /// An ending that the user did not see coming gets a word.
