@@ -74,7 +74,8 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     if args.directory.exists() {
         return Err(refused(&"it exists already", "another name, or remove it"));
     }
-    let no_room = |error: std::io::Error| refused(&error, "a directory that you may write to, with room for the guest's memory");
+    let no_room =
+        |error: std::io::Error| refused(&error, "a directory that you may write to, with room for the guest's memory");
     let parent = args.directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let temporary = tempfile::Builder::new().prefix(".snapshot-").tempdir_in(parent).map_err(no_room)?;
     let state = new_file(&temporary, STATE_FILE).map_err(no_room)?;
@@ -88,9 +89,8 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
         answer(&mut replies).map_err(|why| refused(&why, "`coracle boot` anew"))?;
     }
     Request::Snapshot.send_with(&vmm, [&state, &memory]).map_err(gone)?;
-    let taken = answer(&mut replies).and_then(|taken| {
-        serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string())
-    });
+    let taken = answer(&mut replies)
+        .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()));
     let synced = |file: File| file.sync_all();
     let kept = taken.and_then(|taken| {
         let written = synced(state).and_then(|()| synced(memory)).map_err(|error| error.to_string());

@@ -319,8 +319,8 @@ impl Machine {
         let mut failure = failed.failure.clone();
         if let Some(rip) = failed.rip {
             let symbols = self.kernel.as_ref().and_then(|kernel| kernel.symbols().ok().flatten());
-            let symbol = symbols
-                .and_then(|symbols| symbols.find(rip).map(|(name, offset)| format!("{name}+{offset:#x}")));
+            let symbol =
+                symbols.and_then(|symbols| symbols.find(rip).map(|(name, offset)| format!("{name}+{offset:#x}")));
             let place = symbol.map_or_else(|| format!("{rip:#x}"), |symbol| format!("{rip:#x} ({symbol})"));
             failure.why = format!("{}, at {place}", failure.why);
         }

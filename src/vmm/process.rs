@@ -56,7 +56,8 @@ impl Vmm {
         *launch.launched_ns() = Some(monotonic_ns());
         let child = command.spawn().map_err(failed)?;
         drop(its_control);
-        let sockets = launch.vsock().map(|vsock| vsock.path.clone()).into_iter().chain(launch.control().cloned()).collect();
+        let sockets =
+            launch.vsock().map(|vsock| vsock.path.clone()).into_iter().chain(launch.control().cloned()).collect();
         let mut vmm = Self { child, control, console, sockets };
         let line = launch.line().map_err(|error| failed(error.into()))?;
         // One that has died at once is told by its exit status, not by the broken pipe.

@@ -327,7 +327,9 @@ impl Runner {
     /// Takes a snapshot into these files; a guest that ran goes on.
     fn snapshot(&mut self, files: Option<[File; 2]>) -> Reply {
         let Some([state, memory]) = files else {
-            return Reply::Error("a snapshot needs two descriptors with the request: of its state and of its memory".into());
+            return Reply::Error(
+                "a snapshot needs two descriptors with the request: of its state and of its memory".into(),
+            );
         };
         if let Err(error) = self.machine.vcpus.pause() {
             return Reply::Error(does_not_stop(&error));

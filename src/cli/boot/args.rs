@@ -29,7 +29,16 @@ Exit status: 0 the guest switched itself off, 100 it asked for a reboot, 101 its
 
 /// Words that are about a kernel's start, or about what a snapshot decides.
 const OF_A_BOOT: [&str; 10] = [
-    "kernel", "initrd", "cpus", "memory", "cmdline", "no_default_cmdline", "console", "protocol", "no_rng", "no_balloon",
+    "kernel",
+    "initrd",
+    "cpus",
+    "memory",
+    "cmdline",
+    "no_default_cmdline",
+    "console",
+    "protocol",
+    "no_rng",
+    "no_balloon",
 ];
 
 /// Boot a guest from a kernel image, or go on from a snapshot.

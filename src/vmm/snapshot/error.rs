@@ -80,7 +80,9 @@ impl SnapshotError {
         match self {
             Self::Read(_) => "the directory that `coracle snapshot create` made",
             Self::Magic => "`--restore` with the directory that `coracle snapshot create` made",
-            Self::Devices { .. } => "as many of --disk, --net, --vsock and --pmem as the snapshot has, or none to use the same",
+            Self::Devices { .. } => {
+                "as many of --disk, --net, --vsock and --pmem as the snapshot has, or none to use the same"
+            }
             Self::Device { source: RestoreError::File(_), .. } => {
                 "the file as it was, or name it: what is named anew with --disk or --pmem may be another"
             }

@@ -33,15 +33,20 @@ pub const MAX_STATE: u64 = 16 << 20;
 /// A path in it that is not UTF-8.
 pub fn encode(state: &State) -> Result<Vec<u8>, SnapshotError> {
     let payload = postcard::to_allocvec(state).map_err(|_| SnapshotError::Nonsense("a path is not UTF-8"))?;
+    Ok(seal(VERSION, &payload))
+}
+
+/// A file with this payload, whose checksums are right.
+pub fn seal(version: u32, payload: &[u8]) -> Vec<u8> {
     let mut file = Vec::with_capacity(HEADER + payload.len());
     file.extend(MAGIC);
-    file.extend(VERSION.to_le_bytes());
+    file.extend(version.to_le_bytes());
     file.extend(ARCHITECTURE.to_le_bytes());
     file.extend((payload.len() as u64).to_le_bytes());
-    file.extend(crc32fast::hash(&payload).to_le_bytes());
+    file.extend(crc32fast::hash(payload).to_le_bytes());
     file.extend(crc32fast::hash(&file).to_le_bytes());
     file.extend(payload);
-    Ok(file)
+    file
 }
 
 /// The state in a file, checked whole.

@@ -12,11 +12,11 @@ use crate::vmm::host::Host;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPrint {
     /// How guests are run.
-    vendor: String,
+    pub vendor: String,
     /// The CPU's name.
-    cpu: String,
+    pub cpu: String,
     /// Checksum of all that KVM supports of CPUID.
-    cpuid: u32,
+    pub cpuid: u32,
 }
 
 impl HostPrint {
@@ -52,8 +52,8 @@ fn constant(entry: &kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
 
 /// The brand string (Intel SDM vol. 2 "CPUID", leaves 8000_0002h to 8000_0004h).
 fn name(cpuid: &CpuId) -> String {
-    let leaves = (0x8000_0002..=0x8000_0004)
-        .filter_map(|leaf| cpuid.as_slice().iter().find(|entry| entry.function == leaf));
+    let leaves =
+        (0x8000_0002..=0x8000_0004).filter_map(|leaf| cpuid.as_slice().iter().find(|entry| entry.function == leaf));
     let words = leaves.flat_map(|entry| [entry.eax, entry.ebx, entry.ecx, entry.edx]);
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take_while(|byte| *byte != 0).collect();
     String::from_utf8_lossy(&bytes).trim().to_owned()

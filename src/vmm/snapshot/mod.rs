@@ -15,6 +15,8 @@ pub mod memory;
 mod restore;
 mod state;
 mod take;
+#[cfg(any(test, feature = "fake-driver"))]
+pub mod testing;
 
 pub use config::{Launch, RestoreConfig};
 pub use error::SnapshotError;

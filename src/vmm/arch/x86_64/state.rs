@@ -13,7 +13,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use serde::{Deserialize, Serialize};
 
 /// Registers that KVM has but leaves out of its list: MTRRs (Intel SDM vol. 3 §12.11).
-const MTRRS: [std::ops::RangeInclusive<u32>; 5] = [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 /// `IA32_TSC` (Intel SDM vol. 4).
 const TSC: u32 = 0x10;
 /// Registers in one call; KVM takes 255 (`MAX_IO_MSRS`).
@@ -58,7 +59,7 @@ fn doing(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> StateError {
 }
 
 /// One vCPU.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct VcpuState {
     mp_state: kvm_mp_state,
     regs: kvm_regs,
@@ -109,7 +110,10 @@ impl VcpuState {
         vcpu.set_sregs(&self.sregs).map_err(doing("system registers"))?;
         vcpu.set_regs(&self.regs).map_err(doing("registers"))?;
         // XCR0 says which parts of the extended state there are.
-        vcpu.set_xcrs(&self.xcrs).map_err(doing("extended control registers"))?;
+        // A CPU without XSAVE has none, and then KVM takes none.
+        if self.xcrs.nr_xcrs > 0 {
+            vcpu.set_xcrs(&self.xcrs).map_err(doing("extended control registers"))?;
+        }
         // SAFETY: features that need more room than the structure has are off unless this process asks for them
         // (arch_prctl(2), ARCH_REQ_XCOMP_GUEST_PERM), which it never does.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(doing("extended registers"))?;
@@ -193,7 +197,7 @@ fn read_batch(vcpu: &VcpuFd, mut indices: &[u32]) -> Result<Vec<(u32, u64)>, Sta
 }
 
 /// The interrupt controllers and the clock of a VM.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct VmState {
     chips: Vec<kvm_irqchip>,
     clock: kvm_clock_data,

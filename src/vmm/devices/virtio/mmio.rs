@@ -473,7 +473,9 @@ impl State {
         if saved.status & status::FEATURES_OK != 0 && missing != 0 {
             return Err(RestoreError::Features { missing });
         }
-        if saved.active && saved.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK | status::DRIVER_OK {
+        if saved.active
+            && saved.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK | status::DRIVER_OK
+        {
             return Err(RestoreError::Nonsense("it is at work without a driver"));
         }
         self.device_features_select = saved.device_features_select;
@@ -503,7 +505,11 @@ impl State {
             match (queue, saved.position) {
                 (Some(queue), Some(position)) => queue.set_position(position),
                 (None, None) => {}
-                _ => return Err(RestoreError::Nonsense("a queue is at work that is not ready, or ready and not at work")),
+                _ => {
+                    return Err(RestoreError::Nonsense(
+                        "a queue is at work that is not ready, or ready and not at work",
+                    ));
+                }
             }
         }
         self.device.activate(&mut session)?;

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, DeviceError, DeviceState, QueueSize, RestoreError, Session, VirtioDevice, copy_config, device_type};
+use super::{
+    Chain, DeviceError, DeviceState, QueueSize, RestoreError, Session, VirtioDevice, copy_config, device_type,
+};
 pub use image::{GRANULE, PmemError, PmemProblem, ReadOnlyMapping};
 
 /// Linux sends one request at a time.
