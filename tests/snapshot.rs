@@ -107,9 +107,11 @@ fn main_path_clones_of_one_snapshot_are_machines_of_their_own() {
         assert_eq!(clone.sh("head -c 8 /dev/vda").trim(), format!("I am {name}"));
         let after = uptime(&mut clone);
         assert!(after >= before && after < before + 600.0, "{before} s, then {after} s");
-        let source =
-            "head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id";
-        random.extend(clone.sh(source).lines().map(str::to_owned));
+        // Each behind a word, since the kernel may write to the console in between.
+        let kernel = "for at in uuid boot_id; do echo is $(cat /proc/sys/kernel/random/$at); done";
+        let answers = clone.sh(&format!("{kernel}; echo is $(head -c 16 /dev/urandom | md5sum)"));
+        let answers = answers.lines().filter_map(|line| line.trim().strip_prefix("is "));
+        random.extend(answers.map(str::to_owned));
         assert_eq!(clone.power_off(), 0);
     }
     let count = random.len();

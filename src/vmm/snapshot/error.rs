@@ -46,6 +46,9 @@ pub enum SnapshotError {
         /// Here.
         now: String,
     },
+    /// The guest's clock would go back.
+    #[error("this host has been restarted since, and its guests (PVM) see the time stamp counter as it is")]
+    Restarted,
     /// The memory file does not go with the state.
     #[error("its memory file does not belong to it: {0}")]
     Memory(&'static str),

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
@@ -15,8 +16,9 @@ use super::format::{self, HEADER, MAX_STATE};
 use super::host_print::HostPrint;
 use super::{State, memory};
 use crate::failure::Failure;
+use crate::vmm::arch::state::VcpuState;
 use crate::vmm::attach::Attached;
-use crate::vmm::host::Host;
+use crate::vmm::host::{Host, Vendor, time_stamp};
 use crate::vmm::layout::VMGENID;
 use crate::vmm::machine::{self, Machine, Wired};
 use crate::vmm::memory::Ram;
@@ -51,7 +53,7 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
 ///
 /// # Errors
 /// All that the file alone tells.
-pub fn read(path: &std::path::Path) -> Result<State, SnapshotError> {
+pub fn read(path: &Path) -> Result<State, SnapshotError> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_STATE + HEADER as u64 + 1).read_to_end(&mut bytes)?;
     let state = format::decode(&bytes)?;
@@ -66,7 +68,11 @@ fn put(state: &State, host: &Host, attached: &Attached, wired: &Wired) -> Result
     if here != state.host {
         return Err(SnapshotError::Host { then: state.host.to_string(), now: here.to_string() });
     }
-    let put = |(vcpu, state): (&VcpuFd, &crate::vmm::arch::state::VcpuState)| state.put(vcpu);
+    // PVM cannot shift the counter that a guest's programs read, and Linux keeps its time by that.
+    if host.vendor == Vendor::Pvm && time_stamp() < state.host_tsc {
+        return Err(SnapshotError::Restarted);
+    }
+    let put = |(vcpu, state): (&VcpuFd, &VcpuState)| state.put(vcpu);
     wired.vcpus.iter().zip(&state.vcpus).try_for_each(put)?;
     wired.vm.set_state(&state.vm)?;
     for (number, (transport, saved)) in wired.transports.iter().zip(&state.devices).enumerate() {

@@ -20,6 +20,8 @@ pub struct State {
     pub taken_at: u64,
     /// Where it can be restored.
     pub host: HostPrint,
+    /// The host's time stamp counter.
+    pub host_tsc: u64,
     /// What the VM is made of.
     pub config: MachineConfig,
     /// The kernel's command line, for people.

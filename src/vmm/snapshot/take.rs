@@ -11,6 +11,7 @@ use super::{State, format, memory};
 use crate::vmm::arch::state::StateError;
 use crate::vmm::clock::{monotonic_ns, utc_seconds};
 use crate::vmm::config::MachineConfig;
+use crate::vmm::host::time_stamp;
 use crate::vmm::machine::Machine;
 use crate::vmm::vm::VmError;
 
@@ -66,6 +67,7 @@ pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<
         software: env!("CARGO_PKG_VERSION").to_owned(),
         taken_at: utc_seconds(),
         host: HostPrint::new(machine.host(), machine.vm().supported_cpuid()),
+        host_tsc: time_stamp(),
         config: lasting(machine.config()),
         command_line: machine.command_line().to_owned(),
         memory,

@@ -20,6 +20,7 @@ pub fn state() -> State {
         software: "test".to_owned(),
         taken_at: 1_700_000_000,
         host: HostPrint { vendor: "SVM".to_owned(), cpu: "none".to_owned(), cpuid: 7 },
+        host_tsc: 0,
         config: serde_json::from_str(config).expect("a configuration"),
         command_line: "reboot=k".to_owned(),
         memory: memory::write(&ram, &file).expect("a memory file"),
