@@ -41,7 +41,8 @@ impl Folder {
     /// Boots to a shell, with a vsock and a control socket.
     fn boot(&self, words: &[&str]) -> Guest {
         let (vsock, control) = (self.word("v.sock"), self.word("c.sock"));
-        Guest::shell(&[&["--vsock", &vsock, "--control", &control], words].concat())
+        // What the kernel has to say would come between commands and their output.
+        Guest::shell(&[&["--vsock", &vsock, "--control", &control, "--cmdline", "loglevel=1"], words].concat())
     }
 
     /// Takes a snapshot named `ready`.

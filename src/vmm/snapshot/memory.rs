@@ -125,8 +125,8 @@ pub fn check(file: &File, print: &MemoryPrint) -> Result<(), SnapshotError> {
         let left = usize::try_from(print.size - offset).unwrap_or(usize::MAX);
         let chunk = buffer.get_mut(..left.min(CHUNK)).unwrap_or_default();
         file.read_exact_at(chunk, offset)?;
-        for (place, page) in (0..).step_by(PAGE).zip(chunk.chunks(PAGE)) {
-            checksum.add(offset + place as u64, page);
+        for (place, page) in (offset..).step_by(PAGE).zip(chunk.chunks(PAGE)) {
+            checksum.add(place, page);
         }
         offset += chunk.len() as u64;
     }
