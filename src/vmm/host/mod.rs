@@ -13,7 +13,7 @@ use std::path::Path;
 
 use kvm_ioctls::{Kvm, VmFd};
 
-pub use cpu::{Cpu, Platform};
+pub use cpu::{Cpu, Platform, time_stamp};
 pub use unavailable::Unavailable;
 
 /// The device node through which KVM is used.
