@@ -196,16 +196,17 @@ impl Backend {
             Kind::Vmm => guest::candidates(workload, workspace),
             Kind::QemuMicrovm => qemu::candidates(workload),
         };
-        // The first way that works is the one; if none does, the first reason is.
-        let mut reason = None;
+        // The first way that works is the one.
+        let mut reasons: Vec<String> = Vec::new();
         for candidate in candidates.map_err(Failed::Because)? {
             match candidate.sample(stopwatch) {
                 Ok(_) => return Ok(candidate),
                 Err(Failed::Interrupted) => return Err(Failed::Interrupted),
-                Err(Failed::Because(why)) => reason = reason.or(Some(why)),
+                Err(Failed::Because(why)) if reasons.contains(&why) => {}
+                Err(Failed::Because(why)) => reasons.push(why),
             }
         }
-        Err(Failed::Because(reason.unwrap_or_else(|| "there is no way to run it".to_owned())))
+        Err(Failed::Because(reasons.join("; otherwise: ")))
     }
 
     /// Runs it once.

@@ -98,6 +98,10 @@ fn mounted(disk: &Path, workspace: &Workspace) -> Result<PathBuf, String> {
         return Ok(lower);
     }
     workspace.make("lower").map_err(failed)?;
+    // Where nothing loads modules on demand, there is no loop device yet. What comes of it, `mount` will say.
+    if !Path::new("/dev/loop-control").exists() {
+        let _ = Command::new("modprobe").args(["-a", "loop", "erofs"]).stdin(Stdio::null()).output();
+    }
     // Through the program, which finds a loop device and gives it back with the mount.
     let mut command = Command::new("mount");
     command.args(["-t", "erofs", "-o", "ro,loop"]).arg(disk).arg(&lower).stdin(Stdio::null());

@@ -3,20 +3,40 @@
 
 use std::process::{Command, Stdio};
 
+use rustix::process::{Resource, getrlimit};
+
 use super::super::machine::version;
 use super::super::measure::Until;
 use super::{Backend, Kind, Run, Workload, Workspace};
 
-/// As it is; where that fails, without systemd; where that fails, without control groups.
-const WAYS: [(&[&str], &[&str], &str); 3] = [
-    (&[], &[], ""),
-    (&["--cgroup-manager=cgroupfs", "--events-backend=file"], &["--log-driver=k8s-file"], "without systemd"),
-    (
-        &["--cgroup-manager=cgroupfs", "--events-backend=file"],
-        &["--log-driver=k8s-file", "--cgroups=disabled"],
-        "without control groups, which do not work for it here",
-    ),
-];
+/// What podman needs on a host without systemd.
+const WITHOUT_SYSTEMD: ([&str; 2], &str) =
+    (["--cgroup-manager=cgroupfs", "--events-backend=file"], "--log-driver=k8s-file");
+/// Processes that a container may have where podman may not give it as many as it wants to.
+const PROCESSES: u64 = 1000;
+
+/// A way to run it: words before `run`, words behind it, and what is to be said of it.
+type Way = (Vec<String>, Vec<String>, &'static str);
+
+/// As it is; where that fails, without systemd; where that fails, without control groups and with the limits that this
+/// process has.
+fn ways() -> [Way; 3] {
+    let (globals, log) = WITHOUT_SYSTEMD;
+    let globals = globals.map(str::to_owned).to_vec();
+    let own = |resource| getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let (files, processes) = (own(Resource::Nofile), own(Resource::Nproc).min(PROCESSES));
+    let bare = [
+        log.to_owned(),
+        "--cgroups=disabled".to_owned(),
+        format!("--ulimit=nofile={files}:{files}"),
+        format!("--ulimit=nproc={processes}:{processes}"),
+    ];
+    [
+        (Vec::new(), Vec::new(), ""),
+        (globals.clone(), vec![log.to_owned()], "without systemd"),
+        (globals, bare.into(), "without control groups and with lower limits, as this host lets it have no others"),
+    ]
+}
 
 /// The ways to run it.
 pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
@@ -27,11 +47,11 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         globals.extend([flag.to_owned(), storage.join(name).display().to_string()]);
     }
     let image = load(&globals, workload)?;
-    let candidate = |(more, flags, note): (&[&str], &[&str], &str)| {
+    let candidate = |(more, flags, note): Way| {
         let mut command = globals.clone();
-        command.extend(more.iter().map(|word| (*word).to_owned()));
+        command.extend(more);
         command.extend(["run", "--rm", "--network", "none", "--pull=never"].map(str::to_owned));
-        command.extend(flags.iter().map(|word| (*word).to_owned()));
+        command.extend(flags);
         command.extend(workload.entrypoint.iter().flat_map(|program| ["--entrypoint".to_owned(), program.clone()]));
         command.push(image.clone());
         command.extend(workload.words.iter().cloned());
@@ -40,7 +60,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         let run = Run::Program { root: None, until: Until::Exit };
         Backend { kind: Kind::Podman, command, version: version.clone(), notes, run }
     };
-    Ok(WAYS.into_iter().map(candidate).collect())
+    Ok(ways().into_iter().map(candidate).collect())
 }
 
 /// Brings it the image; gives the id that it has there.

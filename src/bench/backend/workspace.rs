@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
 use tempfile::TempDir;
 
+use super::super::machine::has_cgroup2;
+
 /// The place, and whether file systems can be mounted in it.
 #[derive(Debug)]
 pub struct Workspace {
@@ -66,6 +68,11 @@ fn enter(directory: &Path) -> io::Result<()> {
     }
     // What is mounted here is not to be seen outside.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    // Of a hybrid hierarchy (systemd, "Control Group APIs and Delegation") container runtimes of today want the part that
+    // is of version 2, where version 1 is: it has no controllers there, but it groups.
+    if !has_cgroup2() && std::fs::exists("/sys/fs/cgroup/unified/cgroup.procs").unwrap_or(false) {
+        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None)?;
+    }
     // Overlays cannot lie on overlays, which the directory may be on.
     Ok(mount("tmpfs", directory, "tmpfs", MountFlags::empty(), c"mode=700")?)
 }
