@@ -274,6 +274,7 @@ fn waterfall(samples: &[Sample], host: &Machine) -> Vec<Step> {
     steps
 }
 
+/// What tests of reports share.
 #[cfg(test)]
 pub mod testing {
     use super::*;
