@@ -15,6 +15,9 @@ pub const SCHEMA: &str = "coracle-bench-startup";
 /// Raised when a field changes its meaning or goes; new fields do not raise it.
 pub const VERSION: u32 = 1;
 
+/// Beyond this part of the median, in percent, an interval says more of the machine than of what runs on it.
+const NOISY: u64 = 25;
+
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -206,6 +209,14 @@ impl Report {
         if self.waterfall.iter().any(|step| step.stage == "agent ready") {
             notes.push("Stages are of coracle-vmm alone, cold: `vm` has the command line and the monitor before them, and no boot where it uses a template.".to_owned());
         }
+        for one in &self.backends {
+            if let Some(percent) = one.main().map(Summary::width_percent).filter(|percent| *percent > NOISY) {
+                notes.push(format!(
+                    "{}: noisy: its interval is {percent} % of its median wide; more runs, or a quieter machine, narrow it.",
+                    one.name
+                ));
+            }
+        }
         for one in self.backends.iter().filter(|one| one.ratio.is_some_and(|ratio| !ratio.told_apart)) {
             let base = if one.is_boot { Some(Kind::QemuMicrovm.name()) } else { self.baseline };
             notes.push(format!(
@@ -361,7 +372,12 @@ mod tests {
     fn what_failed_or_is_cut_short_is_said() {
         let mut report = report();
         assert!(report.notes.contains(&"runc: not measured: it is not <installed>".to_owned()), "{:?}", report.notes);
+        assert!(!report.notes.iter().any(|note| note.contains("noisy")));
         report.interrupted = true;
+        let slow = report.backends[0].samples.iter_mut().skip(8);
+        slow.for_each(|run| run.first_byte_ns = run.first_byte_ns.map(|ns| 3 * ns));
+        report.evaluate(&[]);
+        assert!(report.notes.iter().any(|note| note.starts_with("vm: noisy")), "{:?}", report.notes);
         for one in &mut report.backends {
             one.samples.truncate(4);
         }

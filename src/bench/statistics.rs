@@ -56,6 +56,12 @@ impl Summary {
             max_ns,
         })
     }
+
+    /// How wide the interval is, in percent of the median.
+    pub fn width_percent(&self) -> u64 {
+        let [low, high] = self.ci95_ns;
+        high.saturating_sub(low).saturating_mul(100) / self.median_ns.max(1)
+    }
 }
 
 impl Ratio {
@@ -109,6 +115,7 @@ mod tests {
         // By order statistics (binomial, n = 100) the interval is from the 40th to the 61st.
         let [low, high] = summary.ci95_ns;
         assert!((38..=43).contains(&low) && (58..=63).contains(&high), "{low} to {high}");
+        assert_eq!(summary.width_percent(), (high - low) * 2);
         assert_eq!(Summary::of(&[], 1), None);
         let one = Summary::of(&[7], 1).unwrap();
         assert_eq!((one.median_ns, one.ci95_ns, one.p95_ns), (7, [7, 7], 7));

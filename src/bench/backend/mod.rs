@@ -24,7 +24,7 @@ use crate::sandbox::ProcessSpec;
 use crate::vmm::stages::Mark;
 
 /// How long one run may take, on the slowest of hosts.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A way to run a command of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,7 +226,8 @@ impl Backend {
             Outcome::Done(seen) => seen,
             Outcome::Interrupted => return Err(Failed::Interrupted),
             Outcome::TimedOut => {
-                return Err(Failed::Because(format!("it did not end within {} s", PATIENCE.as_secs())));
+                let what = if until == Until::Exit { "it did not end" } else { "it was not ready" };
+                return Err(Failed::Because(format!("{what} within {} s", PATIENCE.as_secs())));
             }
         };
         judge(&seen, until)?;
