@@ -7,8 +7,8 @@ use super::statistics::Summary;
 
 /// Width of a plot in its own units, which are pixels on a phone.
 const WIDTH: f64 = 340.0;
-/// Height of the text below an axis.
-const AXIS: f64 = 20.0;
+/// Height of the text below an axis: the times, and what kind of axis it is where it is not the usual one.
+const AXIS: f64 = 32.0;
 /// Beyond this ratio of the longest to the shortest time, an axis is logarithmic.
 const WIDE: f64 = 20.0;
 
@@ -104,9 +104,12 @@ impl Scale {
     }
 
     fn axis(&self, svg: &mut String, height: f64) {
+        if self.logarithmic {
+            // Writing to a String cannot fail.
+            let _ = write!(svg, r#"<text class="tick" x="0" y="{:.1}">logarithmic axis</text>"#, height + 27.0);
+        }
         for ns in self.ticks() {
             let x = self.place(ns);
-            // Writing to a String cannot fail.
             let _ = write!(svg, r#"<line class="grid" x1="{x:.1}" y1="0" x2="{x:.1}" y2="{height:.1}"/>"#);
             let anchor = if x < 20.0 {
                 "start"
