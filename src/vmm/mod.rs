@@ -20,4 +20,5 @@ pub mod run;
 pub mod stages;
 pub mod stats;
 pub mod vcpu;
+pub mod virtiofsd;
 pub mod vm;

@@ -18,11 +18,13 @@ use coracle::vmm::devices::exit::GuestEnd;
 use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
 use coracle::vmm::stages::Mark;
+use coracle::vmm::virtiofsd::Virtiofsd;
 
 pub use args::BootArgs;
-use args::TimingsFormat;
+use args::{FsArg, TimingsFormat};
 use profile::Profile;
 use relay::Ending;
+use tempfile::TempDir;
 use terminal::RawTerminal;
 
 /// Boots the guest and stays with it to its end.
@@ -30,7 +32,9 @@ use terminal::RawTerminal;
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
-    let config = args.config();
+    let mut config = args.config();
+    let (_folder, serving) = serve(args)?;
+    config.fs.extend(serving.iter().map(Virtiofsd::config));
     let takes_input = config.console != ConsoleKind::None;
     let ended_by = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH];
     let signals = signals::readable(&ended_by).context("cannot catch signals")?;
@@ -70,6 +74,17 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             Err(Failure::new("the microVM is gone", why, advice).into())
         }
     }
+}
+
+/// Starts what serves the guest's directories, with a place for its sockets.
+fn serve(args: &BootArgs) -> anyhow::Result<(Option<TempDir>, Vec<Virtiofsd>)> {
+    let shares: Vec<_> = args.fs.iter().filter_map(FsArg::share).collect();
+    if shares.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let folder = tempfile::tempdir().context("cannot make a directory for sockets")?;
+    let serving = shares.into_iter().map(|share| Virtiofsd::start(share, folder.path())).collect::<Result<_, _>>()?;
+    Ok((Some(folder), serving))
 }
 
 /// An ending that the user did not see coming gets a word.

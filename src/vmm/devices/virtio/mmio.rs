@@ -64,7 +64,8 @@ pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// "Cora": tells a curious driver whose device it is; no driver matches on it.
 const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
-const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// A virtio device behind a window of MMIO registers.
 pub struct Transport {
@@ -229,7 +230,7 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.features() | COMMON_FEATURES
+        self.device.features() | COMMON_FEATURES | if self.device.event_idx() { EVENT_IDX } else { 0 }
     }
 
     fn selected(&self) -> Option<&QueueConfig> {
@@ -339,7 +340,7 @@ impl State {
     }
 
     fn start_session(&mut self) -> Result<(), DeviceError> {
-        let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let event_idx = self.driver_features & EVENT_IDX != 0;
         let queues = self.queues.iter().zip(&self.kicks).map(|(config, kick)| {
             let activate = || config.clone().activate(&self.memory, &self.interrupt, kick, event_idx);
             config.ready.then(activate).transpose()
