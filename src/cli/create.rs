@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle create`, and the flags that it shares with `run`.
 
+mod mounts;
 mod network;
 mod surroundings;
 
@@ -14,9 +15,10 @@ use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Overrides, ProcessSpec, Shape};
 use coracle::signals;
-use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, Volumes};
 use jiff::Timestamp;
 
+use self::mounts::MountArgs;
 use self::network::NetworkArgs;
 use self::surroundings::{SurroundingsArgs, bytes};
 use super::pull_progress::{ProgressKind, PullProgress};
@@ -98,6 +100,8 @@ pub struct ContainerArgs {
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
+    mounts: MountArgs,
+    #[command(flatten)]
     surroundings: SurroundingsArgs,
     /// When to ask the registry for the image
     #[arg(long, value_name = "WHEN", default_value = "missing")]
@@ -151,8 +155,10 @@ impl ContainerArgs {
             None => None,
         };
         let environment = self.environment(what)?;
-        let container =
-            containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
+        let container = containers.create(self.name.as_deref(), |id, name, held| {
+            let config = self.config(id, name, &image, environment, what)?;
+            self.mounts.mount(config, image_volumes(&image), &Volumes::beside(&containers)?, held, what)
+        })?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;
         }
@@ -226,9 +232,15 @@ impl ContainerArgs {
             // What goes with the container anyway needs no disk.
             storage_size: self.storage_size.or((!self.rm).then_some(STORAGE_SIZE)).filter(|size| *size > 0),
             network: self.network.read(settings.exposed_ports().as_deref().unwrap_or_default(), what)?,
+            mounts: Vec::new(),
             surroundings: self.surroundings.read(),
         })
     }
+}
+
+/// Where an image wants volumes.
+fn image_volumes(image: &Image) -> Vec<String> {
+    image.config.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default()
 }
 
 /// For clap: `--cpus`.

@@ -41,6 +41,7 @@ mod template;
 mod top;
 mod units;
 mod version;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -124,6 +125,8 @@ enum Verb {
     System(system::SystemArgs),
     /// Create, list and remove networks of containers.
     Network(network::NetworkArgs),
+    /// Create, list and remove volumes.
+    Volume(volume::VolumeArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -182,6 +185,7 @@ pub fn main() -> ExitCode {
         Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
         Verb::Network(args) => network::run(&args),
+        Verb::Volume(args) => volume::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),

@@ -16,6 +16,7 @@ use crate::failure::Failure;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
+use crate::vmm::devices::virtio::fs::FsConfig;
 use crate::vmm::devices::virtio::net::NetConfig;
 use crate::vmm::process::Vmm;
 use crate::vmm::stages::Stage;
@@ -40,6 +41,8 @@ pub struct Devices {
     pub written: Option<PathBuf>,
     /// Network cards: `eth0` and on.
     pub nets: Vec<NetConfig>,
+    /// Directories of the host's.
+    pub shares: Vec<FsConfig>,
     /// Where the host reaches its vsock.
     pub vsock: PathBuf,
     /// Where the VMM can be asked for its metrics.
@@ -134,6 +137,7 @@ fn config(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
         "console": "none",
         "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
         "nets": devices.nets,
+        "fs": devices.shares,
         "vsock": { "path": devices.vsock, "cid": 3 },
         "control": devices.control,
     });

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::MountUse;
 use super::wire::Exit;
 use crate::image::Digest;
 use crate::network::{Publish, Published};
@@ -50,8 +51,18 @@ pub struct Config {
     pub storage_size: Option<u64>,
     /// How it is connected; `None` for not at all.
     pub network: Option<NetworkUse>,
+    /// What of the host's is mounted in it.
+    #[serde(default)]
+    pub mounts: Vec<MountUse>,
     /// What its processes may and have.
     pub surroundings: Surroundings,
+}
+
+impl Config {
+    /// Whether the volume of this name is mounted in it.
+    pub fn uses_volume(&self, name: &str) -> bool {
+        self.mounts.iter().any(|mount| mount.volume() == Some(name))
+    }
 }
 
 /// How a container is connected.

@@ -48,6 +48,7 @@ pub struct Virtiofsd {
     tag: String,
     socket: PathBuf,
     place: PathBuf,
+    is_file: bool,
 }
 
 impl Virtiofsd {
@@ -85,12 +86,17 @@ impl Virtiofsd {
             let tag = share.tag.clone();
             thread::Builder::new().name("virtiofsd".into()).spawn(move || pass_on(words, &tag)).map_err(failed)?;
         }
-        Ok(Self { child, tag: share.tag.clone(), socket, place })
+        Ok(Self { child, tag: share.tag.clone(), socket, place, is_file })
     }
 
     /// The device that it serves.
     pub fn config(&self) -> FsConfig {
         FsConfig { tag: self.tag.clone(), socket: self.socket.clone() }
+    }
+
+    /// Whether what is shared is a directory with one file in it, [`FILE`].
+    pub fn is_file(&self) -> bool {
+        self.is_file
     }
 
     /// Process number.

@@ -18,6 +18,7 @@ mod connection;
 mod console;
 mod credentials;
 mod facts;
+mod fill;
 mod guest;
 mod init;
 mod inserts;
