@@ -91,6 +91,9 @@ pub struct ContainerArgs {
     /// Where the program's output is kept: json-file or none
     #[arg(long, value_name = "DRIVER", default_value = "json-file", value_parser = log_driver)]
     log_driver: LogDriver,
+    /// When to start the program again: no, as yet
+    #[arg(long, value_name = "POLICY", default_value = "no", hide_default_value = true)]
+    restart: String,
     /// Write the container's id to this file, which may not exist
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
@@ -138,6 +141,7 @@ impl ContainerArgs {
     /// # Errors
     /// There is no such image, or it cannot be made as the flags say.
     pub fn create(&self, what: &str) -> anyhow::Result<Container> {
+        self.check_restart(what)?;
         let store = store::open(what)?;
         // Nobody removes the image before there is a container that uses it.
         let _held = store.hold_content().map_err(store::explain(what))?;
@@ -163,6 +167,21 @@ impl ContainerArgs {
             file.write_all(container.config.id.as_bytes())?;
         }
         Ok(container)
+    }
+
+    fn check_restart(&self, what: &str) -> Result<(), Failure> {
+        let policy = self.restart.as_str();
+        let why = match policy.split_once(':').map_or(policy, |(name, _)| name) {
+            "no" | "" => return Ok(()),
+            "always" | "unless-stopped" | "on-failure" => format!("to restart `{policy}` is not there yet"),
+            _ => format!("`{policy}` is no restart policy: there is `no`, as yet"),
+        };
+        Err(Failure::new(what, why, "`--restart no`, and a service manager such as systemd around it"))
+    }
+
+    /// Where ports are published that were given no address.
+    pub fn unspoken_ports(&self) -> Vec<String> {
+        self.network.unspoken_ports()
     }
 
     fn obtain(&self, store: &Store) -> anyhow::Result<Image> {

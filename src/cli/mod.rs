@@ -6,6 +6,7 @@ mod boot;
 mod completion;
 mod container;
 mod containers;
+mod cp;
 mod create;
 mod doctor;
 mod error;
@@ -82,6 +83,8 @@ enum Verb {
     Ps(ps::PsArgs),
     /// Run another program in a running container.
     Exec(exec::ExecArgs),
+    /// Copy files between the host and a container.
+    Cp(cp::CpArgs),
     /// Show what a container wrote.
     Logs(logs::LogsArgs),
     /// Connect to the input, output and signals of a running container.
@@ -164,6 +167,7 @@ pub fn main() -> ExitCode {
         Verb::Rm(args) => rm::run(&args),
         Verb::Ps(args) => ps::run(&args),
         Verb::Exec(args) => exec::run(&args),
+        Verb::Cp(args) => cp::run(&args),
         Verb::Logs(args) => logs::run(&args),
         Verb::Attach(args) => attach::run(&args),
         Verb::Wait(args) => wait::run(&args),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use coracle_protocol::{
     AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Resize, Shutdown,
-    ShutdownMode, Signal, Start, Streams, Usage, WindowSize, connect_hybrid_vsock, read_frame, write_frame,
+    ShutdownMode, Signal, Start, Streams, Task, Usage, WindowSize, connect_hybrid_vsock, read_frame, write_frame,
 };
 
 use crate::failure::{EXIT_FAILURE, Failure};
@@ -47,6 +47,8 @@ pub struct ProcessStart {
     pub container: Option<Container>,
     /// The process.
     pub process: Process,
+    /// What it does.
+    pub task: Task,
     /// Whether it has something to read.
     pub stdin: bool,
     /// Whether anyone wants to know what it writes.
@@ -120,7 +122,7 @@ impl Agent {
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Start { container: start.container, process: start.process, streams };
+        let request = Start { container: start.container, process: start.process, streams, task: start.task };
         let request = Message::Start(Box::new(request));
         match self.channel.call(&request) {
             Ok(Message::Started) => {}

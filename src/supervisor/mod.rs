@@ -12,6 +12,7 @@ pub mod monitor;
 pub mod mounts;
 pub mod names;
 pub mod record;
+pub mod visit;
 pub mod volumes;
 pub mod wire;
 

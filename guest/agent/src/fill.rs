@@ -2,27 +2,18 @@
 //! A new volume's first content: what the image has where it is mounted, as Docker has it.
 
 use alloc::ffi::CString;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fgetxattr, flistxattr, fsetxattr, linkat, mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat,
-    utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fsetxattr,
+    linkat, mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 
-/// Bytes of directory entries that are read at once.
-const ENTRIES: usize = 8 << 10;
-/// Bytes that are copied with one system call.
-const PIECE: usize = 1 << 20;
-/// Bytes of the longest path.
-const PATH_MAX: usize = 4096;
-/// Longest list of attributes' names, and longest attribute (`limits.h`).
-const XATTR_MAX: usize = 64 << 10;
+use crate::files::{PATH_MAX, PIECE, attributes, names};
 
 /// Copies all that is in `from` into `to`, if there is nothing yet; both are directories.
 ///
@@ -126,39 +117,17 @@ fn times(status: &Stat) -> Timestamps {
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     #[allow(clippy::cast_possible_wrap, reason = "the kernel's own signed numbers")]
     Timestamps {
-        last_access: time(status.st_atime as i64, status.st_atime_nsec as i64),
-        last_modification: time(status.st_mtime as i64, status.st_mtime_nsec as i64),
+        last_access: time(status.st_atime, status.st_atime_nsec as i64),
+        last_modification: time(status.st_mtime, status.st_mtime_nsec as i64),
     }
 }
 
-/// Extended attributes, as far as the host's file system takes them: capabilities and the users' own.
+/// As far as the host's file system takes them.
 fn copy_attributes(old: BorrowedFd<'_>, new: BorrowedFd<'_>) {
-    // Most files have none.
-    let Ok(length @ 1..) = flistxattr(old, &mut [0u8; 0][..]) else { return };
-    let mut list = vec![0; length.min(XATTR_MAX)];
-    let Ok(length) = flistxattr(old, &mut list[..]) else { return };
-    let mut value = vec![0; XATTR_MAX];
-    for name in list.get(..length).unwrap_or_default().split(|byte| *byte == 0) {
-        if (name.starts_with(b"user.") || name == b"security.capability")
-            && let Ok(length) = fgetxattr(old, name, &mut value[..])
-        {
-            // Not every file system has them.
-            let _ = fsetxattr(new, name, value.get(..length).unwrap_or_default(), XattrFlags::empty());
-        }
+    for (name, value) in attributes(old) {
+        // Not every file system has them.
+        let _ = fsetxattr(new, name.as_slice(), &value, XattrFlags::empty());
     }
-}
-
-/// What is in a directory.
-fn names(directory: BorrowedFd<'_>) -> Result<Vec<CString>> {
-    let (mut names, mut buffer) = (Vec::new(), vec![MaybeUninit::uninit(); ENTRIES]);
-    let mut entries = RawDir::new(directory, &mut buffer);
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().into());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 
 mod clients;
 mod output;
-mod shares;
-mod storage;
+pub(super) mod shares;
+pub(super) mod storage;
 
 use std::env;
 use std::fs::{self, DirBuilder};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use coracle_protocol::WindowSize;
+use coracle_protocol::{Task, WindowSize};
 use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -189,6 +189,7 @@ impl Monitor {
         let start = ProcessStart {
             container: Some(describe::container(config, connected.as_ref(), &shared)),
             process: describe::process(&config.process, &config.surroundings, terminal),
+            task: Task::Program,
             stdin: config.interactive,
             output: true,
         };
@@ -386,7 +387,7 @@ fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> 
 }
 
 /// A directory for sockets: short, since the name of one has 107 bytes at most.
-fn make_socket_directory(short: &str) -> Result<PathBuf, Failure> {
+pub(super) fn make_socket_directory(short: &str) -> Result<PathBuf, Failure> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = rustix::process::geteuid();
     let base = set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
