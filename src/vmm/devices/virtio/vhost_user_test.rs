@@ -28,8 +28,11 @@ fn hears(says: &[u8]) -> Result<Backend, VhostUserError> {
     Backend::greet(ours)
 }
 
+/// A request: its number and its payload.
+type Got = (u32, Vec<u8>);
+
 /// A back end that acknowledges all, but answers this request with that; gives the requests that it got.
-fn play(mut socket: UnixStream, odd: Option<(Request, u64)>) -> JoinHandle<Vec<(u32, Vec<u8>)>> {
+fn play(mut socket: UnixStream, odd: Option<(Request, u64)>) -> JoinHandle<Vec<Got>> {
     thread::spawn(move || {
         let mut got = Vec::new();
         loop {
@@ -56,7 +59,7 @@ fn play(mut socket: UnixStream, odd: Option<(Request, u64)>) -> JoinHandle<Vec<(
     })
 }
 
-fn handed_over(odd: Option<(Request, u64)>) -> (Result<(), VhostUserError>, Vec<(u32, Vec<u8>)>) {
+fn handed_over(odd: Option<(Request, u64)>) -> (Result<(), VhostUserError>, Vec<Got>) {
     let (ours, its) = UnixStream::pair().unwrap();
     let playing = play(its, odd);
     let driver = FakeDriver::new(8);
