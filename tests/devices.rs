@@ -262,9 +262,9 @@ fn a_balloon_takes_memory_and_gives_it_back() {
         |guest: &mut Guest| -> u64 { guest.sh("awk '/MemFree/ {print $2}' /proc/meminfo").trim().parse().unwrap() };
     let before = free(&mut guest);
     assert_eq!(control.send("{\"request\":\"balloon\",\"target_mib\":32}")["ok"], serde_json::Value::Null);
-    eventually("the balloon inflates", || (free(&mut guest) + (30 << 10) <= before).then_some(()));
+    eventually("the balloon inflates", || (free(&mut guest) + (24 << 10) <= before).then_some(()));
     control.send("{\"request\":\"balloon\",\"target_mib\":0}");
-    eventually("the balloon deflates", || (free(&mut guest) + (8 << 10) >= before).then_some(()));
+    eventually("the balloon deflates", || (free(&mut guest) + (12 << 10) >= before).then_some(()));
     assert!(control.send("{\"request\":\"balloon\",\"target_mib\":100000}")["error"].is_string());
     assert_eq!(guest.power_off(), 0);
 }

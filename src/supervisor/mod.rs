@@ -19,5 +19,5 @@ pub mod wire;
 pub use client::Connection;
 pub use containers::{Container, Containers, Held};
 pub use mounts::{MountSource, MountUse};
-pub use record::{Config, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};
+pub use record::{Config, HostAddress, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};
 pub use volumes::{Volume, Volumes};

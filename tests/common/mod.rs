@@ -118,10 +118,10 @@ impl Guest {
         words
     }
 
-    /// Waits for the shell's prompt, and has it echo nothing from then on.
+    /// Waits for the shell's prompt, and has it echo nothing from then on, nor the kernel warn in between.
     pub fn log_in(&mut self) {
         self.wait_for("# ");
-        self.sh("stty -echo; PS1=");
+        self.sh("stty -echo; PS1=; echo 4 > /proc/sys/kernel/printk");
         // What the first prompts left behind is nobody's output.
         self.sh("true");
     }

@@ -31,6 +31,7 @@ mod network;
 mod news;
 mod power;
 mod program;
+mod renewal;
 mod rootfs;
 mod settings;
 mod signals;

@@ -264,6 +264,11 @@ fn end_servers(servers: &[SocketAddr]) {
     }
 }
 
+/// Who the server at `address`, which can be reached, takes the caller for. On a busy host that takes some attempts.
+fn seen_by(address: SocketAddr) -> String {
+    eventually(&format!("{address} answers"), || ask_whoami(address))
+}
+
 /// Who the server at `address` takes the caller for; `None` where it cannot be reached.
 fn ask_whoami(address: SocketAddr) -> Option<String> {
     let mut stream = TcpStream::connect_timeout(&address, MOMENT).ok()?;
