@@ -181,16 +181,17 @@ impl Stage {
 
     /// Calls nothing that is not async-signal-safe.
     fn set(&self, listener: i32) -> io::Result<()> {
-        // SAFETY: prctl, getppid, fcntl and unshare take numbers only.
+        // SAFETY: fcntl, unshare, prctl and getppid take numbers only.
         unsafe {
+            check(libc::fcntl(listener, libc::F_SETFD, 0))?;
+            let own_users = if self.identities.is_some() { libc::CLONE_NEWUSER } else { 0 };
+            check(libc::unshare(libc::CLONE_NEWNS | own_users))?;
+            // After it, since other credentials may take it back.
             check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))?;
             // The owner may have died before the line above.
             if libc::getppid() != self.owner {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            check(libc::fcntl(listener, libc::F_SETFD, 0))?;
-            let own_users = if self.identities.is_some() { libc::CLONE_NEWUSER } else { 0 };
-            check(libc::unshare(libc::CLONE_NEWNS | own_users))?;
         }
         for (path, text) in self.identities.iter().flatten() {
             write(path, text.as_bytes())?;

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use coracle_protocol::{
     Address, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError, HEADER_LEN,
     Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process, ProcessFacts, Processes,
-    ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl, Task,
-    Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
+    ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl,
+    Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
