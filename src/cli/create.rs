@@ -77,6 +77,9 @@ pub struct ContainerArgs {
     /// Memory of the microVM, such as 512m or 2g; a number alone is in bytes, or in MiB where it is small
     #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
     memory: u64,
+    /// Start the microVM from its kernel, not as a clone of a template
+    #[arg(long)]
+    no_template: bool,
     /// Note something about the container: NAME=VALUE
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
@@ -216,6 +219,7 @@ impl ContainerArgs {
             image: ImageUse { name: self.image.clone(), id: image.id, manifest: image.manifest_digest },
             process,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
+            cold: self.no_template,
             terminal: self.tty,
             interactive: self.interactive,
             remove: self.rm,

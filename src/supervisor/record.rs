@@ -31,6 +31,9 @@ pub struct Config {
     pub process: ProcessSpec,
     /// vCPUs and memory.
     pub shape: Shape,
+    /// Its VM starts from the kernel, and is no clone of a template.
+    #[serde(default)]
+    pub cold: bool,
     /// The program has a terminal.
     pub terminal: bool,
     /// The program can be given input.

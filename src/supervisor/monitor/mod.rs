@@ -29,7 +29,7 @@ use super::wire::{Exit, Reply, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment};
-use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
+use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper, Templates};
 
 const SIGKILL: u8 = 9;
 /// Exit status of a program that was killed with its VM.
@@ -174,9 +174,9 @@ impl Monitor {
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
         };
-        let vm = MicroVm::start(config.shape, &devices)?;
+        let vm = MicroVm::start(config.shape, &devices, if config.cold { Templates::Avoid } else { Templates::Use })?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
-        vm.ready()?;
+        let agent = vm.agent()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
@@ -186,7 +186,6 @@ impl Monitor {
             stdin: config.interactive,
             output: true,
         };
-        let agent = Agent::connect(&self.vsock).map_err(|failure| vm.gone(failure.why))?;
         let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
