@@ -236,7 +236,7 @@ impl ContainerArgs {
 }
 
 /// For clap: `--cpus`.
-fn vcpus(text: &str) -> Result<u32, String> {
+pub fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
     (1..=8)
         .find(|&cpus| number > 0.0 && number <= f64::from(cpus))
@@ -244,7 +244,7 @@ fn vcpus(text: &str) -> Result<u32, String> {
 }
 
 /// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.
-fn memory(text: &str) -> Result<u64, String> {
+pub fn memory(text: &str) -> Result<u64, String> {
     let size = bytes(text)?;
     match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
         true => Ok(size),

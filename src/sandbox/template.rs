@@ -6,12 +6,13 @@
 //! at the restore. It is found by what it was made of: kernel, initramfs, release, kind of host, shape, kinds of devices.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, ErrorKind, Lines};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
+use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -25,8 +26,8 @@ use crate::vmm::devices::virtio::net::{NetBackend, NetConfig, Tap};
 use crate::vmm::file_identity::FileIdentity;
 use crate::vmm::host::Host;
 use crate::vmm::process::Vmm;
-use crate::vmm::snapshot::NewSnapshot;
 use crate::vmm::snapshot::format::VERSION;
+use crate::vmm::snapshot::{self, NewSnapshot, STATE_FILE};
 use crate::vmm::stages::Stage;
 
 /// How long a guest may take to be ready, as for any other.
@@ -64,6 +65,70 @@ pub fn obtain(shape: Shape, devices: &Devices) -> Result<PathBuf, Failure> {
         make(shape, devices, &all, &place)?;
     }
     Ok(place)
+}
+
+/// A template as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Template {
+    /// Its name: what it depends on, in one word.
+    pub name: String,
+    /// vCPUs and memory.
+    pub shape: Shape,
+    /// Number of disks.
+    pub disks: usize,
+    /// Number of network cards.
+    pub nets: usize,
+    /// Bytes that it takes.
+    pub bytes: u64,
+}
+
+/// All templates, by name. One that cannot be read has the shape of nothing.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn list() -> Result<Vec<Template>, Failure> {
+    let what = || format!("cannot list the templates in {}", directory().display());
+    let entries = match fs::read_dir(directory()) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(|error| Failure::new(what(), error, NO_PLACE))?,
+    };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).filter(|name| is_name(name));
+    let mut all: Vec<_> = names.map(describe).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+fn describe(name: String) -> Template {
+    let Ok(state) = snapshot::read(&directory().join(&name).join(STATE_FILE)) else {
+        return Template { name, shape: Shape { cpus: 0, memory_mib: 0 }, disks: 0, nets: 0, bytes: 0 };
+    };
+    let shape = Shape { cpus: state.config.cpus, memory_mib: state.config.memory_mib };
+    let (disks, nets) = (state.config.disks.len(), state.config.nets.len());
+    Template { name, shape, disks, nets, bytes: state.memory.data }
+}
+
+/// Removes a template. Clones of it have its memory mapped, and go on.
+///
+/// # Errors
+/// There is none of this name, or it cannot be removed.
+pub fn remove(name: &str) -> Result<(), Failure> {
+    let removed = match is_name(name) {
+        true => fs::remove_dir_all(directory().join(name)),
+        false => Err(ErrorKind::NotFound.into()),
+    };
+    removed.map_err(|error| {
+        let why = match error.kind() {
+            ErrorKind::NotFound => "there is none of this name".to_owned(),
+            _ => error.to_string(),
+        };
+        Failure::new(format!("cannot remove template {name}"), why, "`coracle template ls`")
+    })
+}
+
+/// Whether this could be what [`key`] makes: no path, and nothing that is being made.
+fn is_name(name: &str) -> bool {
+    name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 const NO_PLACE: &str = "a cache directory (CORACLE_CACHE) that you may write to";
