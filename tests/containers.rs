@@ -4,11 +4,10 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
 use std::thread;
 
 use common::eventually;
-use common::home::{Home, read_to, signal};
+use common::home::{Home, on_terminal, read_to, signal};
 
 /// Ends with 3 when asked to.
 const SERVER: &str = "trap 'echo bye; exit 3' TERM; echo out; echo err >&2; while :; do sleep 0.1; done";
@@ -114,16 +113,22 @@ fn programs_that_are_run_in_a_container_have_streams_of_their_own() {
     assert_eq!(home.left(), 0);
 }
 
-/// `coracle` with these words on a terminal of 30 lines and 100 columns.
-fn on_terminal(home: &Home, words: &str) -> Command {
-    let coracle = format!("stty rows 30 cols 100; exec {} {words}", common::CORACLE);
-    let mut command = Command::new("script");
-    command.args(["--quiet", "--return", "--command", &coracle, "/dev/null"]);
-    for (name, value) in home.command(&[]).get_envs() {
-        command.env(name, value.unwrap());
-    }
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    command
+#[test]
+fn what_a_program_wrote_is_kept_also_when_it_will_not_stop() {
+    let home = Home::new();
+    let script = "trap '' TERM; [ -f /file ] || head -c 1000000 /dev/urandom > /file; md5sum < /file; \
+                  while :; do sleep 1; done";
+    home.ok(&["run", "-d", "--name", "deaf", "IMAGE", "sh", "-c", script]);
+    let sums = |count: usize| {
+        eventually("a sum", || Some(home.ok(&["logs", "deaf"])).filter(|log| log.lines().count() == count))
+    };
+    let before = sums(1);
+    home.ok(&["stop", "-t", "0", "deaf"]);
+    assert_eq!(home.ok(&["inspect", "-f", "{{.State.ExitCode}}", "deaf"]), "137");
+    home.ok(&["start", "deaf"]);
+    assert_eq!(sums(2), format!("{before}\n{before}"));
+    home.ok(&["rm", "-f", "deaf"]);
+    assert_eq!(home.left(), 0);
 }
 
 #[test]
@@ -210,6 +215,37 @@ fn whatever_is_killed_the_rest_stays_in_order() {
     assert_eq!(home.ok(&["exec", "box", "echo", "still"]), "still");
     home.ok(&["rm", "-f", "box"]);
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
+}
+
+/// A field of `/proc/PID/status` in KiB.
+fn memory(pid: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+    line.trim_matches([':', '\t', ' ', 'k', 'B']).parse().unwrap()
+}
+
+#[test]
+fn much_output_of_exec_takes_little_memory() {
+    let home = Home::new();
+    home.ok(&["run", "-d", "--name", "box", "IMAGE", "sleep", "1000"]);
+    let (watching, vmm) = monitor(&home, "box");
+    // A number in front of each round, so that no two lie alike in the buffers.
+    let script = "seq 1000000 1131071 > /piece; for i in $(seq 16); do echo $i; cat /piece; done";
+    let mut child = home.spawn(&["exec", "box", "sh", "-c", script]);
+    let mut back = Vec::new();
+    let mut output = child.stdout.take().unwrap();
+    output.by_ref().take(15 << 20).read_to_end(&mut back).unwrap();
+    // Of the VMM's the guest's memory is the rest, which is shared.
+    let own = memory(vmm, "RssAnon") + memory(vmm, "RssFile");
+    for (who, taken) in [("exec", memory(child.id(), "VmHWM")), ("monitor", memory(watching, "VmHWM")), ("VMM", own)] {
+        assert!(taken < 32 << 10, "{who}: {taken} KiB");
+    }
+    output.read_to_end(&mut back).unwrap();
+    let piece: String = (1_000_000..1_131_072).map(|number| format!("{number}\n")).collect();
+    let expected: String = (1..=16).map(|round| format!("{round}\n{piece}")).collect();
+    assert!(back == expected.as_bytes(), "{} bytes of {} came, or others", back.len(), expected.len());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    home.ok(&["rm", "-f", "box"]);
 }
 
 #[test]

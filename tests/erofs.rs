@@ -20,6 +20,7 @@ use std::process::Command;
 
 use archive::Member;
 use coracle::erofs::{Limits, Summary, write_image};
+use coracle::image::{PullOptions, PullPolicy, Store};
 use tempfile::TempDir;
 use tree::{Seen, differences, look};
 
@@ -142,6 +143,29 @@ fn debian_with_changes_is_what_umoci_unpacks() {
     layers.extend(save(&[archive::archive(&changes)], workplace.path()));
     let summary = check(&layers, workplace.path());
     assert!(summary.inodes > 3000);
+}
+
+/// The disks that containers get, of all images that tests and examples run.
+#[test]
+fn real_images_are_what_umoci_unpacks() {
+    for name in ["busybox", "debian", "nginx", "redis", "postgresql", "python"] {
+        let layout = coracle::cache::directory().join("images").join(name);
+        assert!(layout.exists(), "{} is missing: run scripts/test-images {name}", layout.display());
+        let workplace = workplace();
+        let store = Store::open_at(&workplace.path().join("store")).expect("a store");
+        let source = format!("oci:{}", layout.display());
+        let options = PullOptions::default();
+        let image = store.obtain(&source, PullPolicy::Missing, &options, &()).expect("an image");
+        let disk = store.rootfs(&image).expect("its disk");
+        run("fsck.erofs", &["--extract", text(&disk)]);
+        let bundle = workplace.path().join("bundle");
+        run("umoci", &["unpack", "--image", &format!("{}:latest", layout.display()), text(&bundle)]);
+        let mounted = Mounted::new(&disk, &workplace.path().join("mounted"));
+        let (expected, found) = (look(&bundle.join("rootfs")), look(&mounted.0));
+        let differences = differences(&expected, &found);
+        assert!(differences.is_empty(), "{name}: {} differences:\n{}", differences.len(), differences.join("\n"));
+        eprintln!("{name}: {} files are equal", found.len());
+    }
 }
 
 #[test]

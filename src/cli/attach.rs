@@ -36,6 +36,6 @@ pub fn run(args: &AttachArgs) -> anyhow::Result<ExitCode> {
     session::check_terminal(config.terminal, input, &what)?;
     let signals = Signals::take().context("cannot catch signals")?;
     connection.ask(Request::Attach { input, output: true, size: None }, &what)?;
-    let wiring = Wiring { input, terminal: config.terminal, signals: args.sig_proxy };
+    let wiring = Wiring { input, stdout: true, stderr: true, terminal: config.terminal, signals: args.sig_proxy };
     session::finish(session::run(&container, &connection, wiring, Some(signals), &what)?)
 }

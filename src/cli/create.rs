@@ -60,7 +60,7 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
     /// Directory to start in
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = directory)]
     workdir: Option<String>,
     /// Who to run as: USER[:GROUP], names or numbers
     #[arg(short, long, value_name = "USER")]
@@ -153,7 +153,7 @@ impl ContainerArgs {
             Some((_, Ok(file))) => Some(file),
             None => None,
         };
-        let environment = self.environment(what)?;
+        let environment = environment(&self.env_file, &self.env, what)?;
         let container =
             containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
         if let Some(mut file) = cidfile {
@@ -169,22 +169,6 @@ impl ContainerArgs {
         let image = store.obtain(&self.image, self.pull, &options, &progress);
         progress.finish();
         Ok(image.map_err(Failure::from)?)
-    }
-
-    fn environment(&self, what: &str) -> Result<Vec<String>, Failure> {
-        let mut environment = Vec::new();
-        for path in &self.env_file {
-            let text = fs::read_to_string(path).map_err(|error| {
-                Failure::new(what, format!("cannot read {}: {error}", path.display()), "another --env-file")
-            })?;
-            let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
-            environment.extend(lines.map(str::to_owned));
-        }
-        environment.extend(self.env.iter().cloned());
-        match environment.iter().find(|entry| entry.is_empty() || entry.starts_with('=')) {
-            Some(entry) => Err(Failure::new(what, format!("`{entry}` is no variable"), "NAME=VALUE")),
-            None => Ok(environment),
-        }
     }
 
     fn config(
@@ -235,6 +219,26 @@ impl ContainerArgs {
     }
 }
 
+/// The variables of files, one a line, and then those of flags.
+///
+/// # Errors
+/// A file cannot be read, or a variable has no name.
+pub fn environment(files: &[PathBuf], flags: &[String], what: &str) -> Result<Vec<String>, Failure> {
+    let mut environment = Vec::new();
+    for path in files {
+        let text = fs::read_to_string(path).map_err(|error| {
+            Failure::new(what, format!("cannot read {}: {error}", path.display()), "another --env-file")
+        })?;
+        let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        environment.extend(lines.map(str::to_owned));
+    }
+    environment.extend(flags.iter().cloned());
+    match environment.iter().find(|entry| entry.is_empty() || entry.starts_with('=')) {
+        Some(entry) => Err(Failure::new(what, format!("`{entry}` is no variable"), "NAME=VALUE")),
+        None => Ok(environment),
+    }
+}
+
 /// For clap: `--cpus`.
 pub fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
@@ -249,6 +253,17 @@ pub fn memory(text: &str) -> Result<u64, String> {
     match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
         true => Ok(size),
         false => Ok(size.div_ceil(1 << 20)),
+    }
+}
+
+/// For clap: a directory in a container.
+///
+/// # Errors
+/// It is not absolute.
+pub fn directory(text: &str) -> Result<String, String> {
+    match text.starts_with('/') {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is no absolute path")),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread::{self, JoinHandle};
 
@@ -14,6 +15,7 @@ use coracle::signals;
 use coracle::supervisor::{Container, describe};
 
 use super::boot::terminal::RawTerminal;
+use super::create::{directory, environment};
 use super::session::{self, Signals};
 use super::{containers, error};
 
@@ -42,8 +44,11 @@ pub struct ExecArgs {
     /// Set a variable: NAME=VALUE, or NAME to pass on one's own
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// Read variables from a file, one a line
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Directory to start in
-    #[arg(short, long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR", value_parser = directory)]
     workdir: Option<String>,
     /// Who to run as: USER[:GROUP], names or numbers
     #[arg(short, long, value_name = "USER")]
@@ -68,12 +73,13 @@ pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let (input, terminal) = (args.interactive && !args.detach, args.tty && !args.detach);
     session::check_terminal(terminal, input, &what)?;
     let signals = Signals::take().context("cannot catch signals")?;
-    let mut environment = args.env.clone();
+    let mut environment = environment(&args.env_file, &args.env, &what)?;
     if args.tty {
         environment.insert(0, "TERM=xterm".to_owned());
     }
     let mut spec = container.config.process.clone();
     spec.arguments.clone_from(&args.command);
+    spec.entrypoint = 0;
     let spec = spec.with(&environment, args.workdir.as_deref(), args.user.as_deref());
     let mut surroundings = container.config.surroundings.clone();
     if args.privileged {

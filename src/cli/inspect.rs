@@ -81,6 +81,10 @@ fn describe_container(container: &Container, state: &State) -> Value {
     let never = || "0001-01-01T00:00:00Z".to_owned();
     let time = |time: Option<Timestamp>| time.map_or_else(never, |time| time.to_string());
     let (path, arguments) = config.process.arguments.split_first().map_or(("", &[][..]), |(path, rest)| (path, rest));
+    let (entrypoint, command) =
+        config.process.arguments.split_at_checked(config.process.entrypoint).unwrap_or_default();
+    // As Docker has them: `null` where there are none.
+    let words = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
     json!({
         "Id": config.id,
         "Created": config.created.to_string(),
@@ -126,7 +130,8 @@ fn describe_container(container: &Container, state: &State) -> Value {
             "Tty": config.terminal,
             "OpenStdin": config.interactive,
             "Env": config.process.environment,
-            "Cmd": config.process.arguments,
+            "Entrypoint": words(entrypoint),
+            "Cmd": words(command),
             "Image": config.image.name,
             "WorkingDir": config.process.directory,
             "Labels": config.labels,

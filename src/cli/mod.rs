@@ -48,6 +48,7 @@ mod wait;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use coracle::failure::EXIT_FAILURE;
 use coracle::supervisor::client::MONITOR_VERB;
 
 /// Every container in its own small virtual machine.
@@ -58,7 +59,8 @@ struct Cli {
     verb: Verb,
 }
 
-const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle itself failed; 2 for wrong usage.\n\
+const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle itself failed; 2 for wrong usage, but 125\n\
+                           where the status is otherwise a program's.\n\
                            CORACLE_LOG=debug (or info, trace) shows what it does.";
 
 #[derive(Debug, Subcommand)]
@@ -156,7 +158,7 @@ enum Format {
 
 /// Parses the command line, runs the verb, and reports its failure.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().verb {
+    let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
         Verb::Boot(args) => boot::run(&args),
         Verb::Template(args) => templates::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
@@ -198,6 +200,19 @@ pub fn main() -> ExitCode {
         Verb::Completion(args) => completion::run(args),
     };
     result.unwrap_or_else(|error| error::report(&error))
+}
+
+/// Ends with help, or with what is wrong with the command line. A program in a container may end with 2 itself: where
+/// its status is passed on, wrong usage is 125, as with Docker.
+fn refuse(error: &clap::Error) -> ! {
+    let verb = std::env::args().skip(1).find(|word| word != "container");
+    let passes_on = verb.is_some_and(|verb| ["run", "create", "start", "exec", "attach"].contains(&verb.as_str()));
+    if error.use_stderr() && passes_on {
+        // With stderr closed there is no one left to tell; the exit status still says it.
+        let _ = error.print();
+        std::process::exit(EXIT_FAILURE.into());
+    }
+    error.exit()
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl Filter {
     fn fits(&self, container: &Container, state: &State) -> bool {
         let (config, value) = (&container.config, self.value.as_str());
         match self.key.as_str() {
-            "name" => config.name.contains(value.trim_start_matches('/')),
+            "name" => is_like(&config.name, value),
             "id" => config.id.starts_with(value),
             "status" => state.status.word() == value,
             "exited" => state.status == Status::Exited && state.exit.status.to_string() == value,
@@ -104,6 +104,19 @@ impl Filter {
                 None => config.labels.contains_key(value),
             },
         }
+    }
+}
+
+/// Docker takes a regular expression; what people write of it is the beginning and the end.
+fn is_like(name: &str, wanted: &str) -> bool {
+    let (wanted, first) = wanted.strip_prefix('^').map_or((wanted, false), |rest| (rest, true));
+    let (wanted, last) = wanted.strip_suffix('$').map_or((wanted, false), |rest| (rest, true));
+    let wanted = wanted.trim_start_matches('/');
+    match (first, last) {
+        (true, true) => name == wanted,
+        (true, false) => name.starts_with(wanted),
+        (false, true) => name.ends_with(wanted),
+        (false, false) => name.contains(wanted),
     }
 }
 

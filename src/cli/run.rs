@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use coracle::supervisor::Connection;
 use coracle::supervisor::wire::Request;
 
@@ -30,11 +30,21 @@ pub struct RunArgs {
     /// Leave it running, and print the container's id
     #[arg(short, long)]
     detach: bool,
+    /// Connect only these of stdin, stdout and stderr
+    #[arg(short, long, value_name = "STREAM", conflicts_with = "detach")]
+    attach: Vec<Attached>,
     /// Pass signals on to the program
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     sig_proxy: bool,
     #[command(flatten)]
     container: ContainerArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Attached {
+    Stdin,
+    Stdout,
+    Stderr,
 }
 
 /// Runs it, and gives its exit status.
@@ -44,7 +54,9 @@ pub struct RunArgs {
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let what = format!("cannot run image {}", args.container.image);
     let foreground = !args.detach;
-    let (input, terminal) = (args.container.interactive && foreground, args.container.tty && foreground);
+    let connects = |stream| foreground && (args.attach.is_empty() || args.attach.contains(&stream));
+    let input = args.container.interactive && connects(Attached::Stdin);
+    let terminal = args.container.tty && foreground;
     session::check_terminal(terminal, input, &what)?;
     let container = args.container.create(&what)?;
     let signals = foreground.then(Signals::take).transpose().context("cannot catch signals")?;
@@ -57,6 +69,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         writeln!(io::stdout(), "{}", container.config.id)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let wiring = Wiring { input, terminal, signals: args.sig_proxy };
+    let (stdout, stderr) = (connects(Attached::Stdout), connects(Attached::Stderr));
+    let wiring = Wiring { input, stdout, stderr, terminal, signals: args.sig_proxy };
     session::finish(session::run(&container, &connection, wiring, signals, &what)?)
 }

@@ -35,6 +35,10 @@ const LEAVE: [u8; 2] = [0x10, 0x11];
 pub struct Wiring {
     /// Our input.
     pub input: bool,
+    /// Our output gets what it writes.
+    pub stdout: bool,
+    /// Our standard error gets its.
+    pub stderr: bool,
     /// The program has a terminal, which ours becomes.
     pub terminal: bool,
     /// The signals that we get.
@@ -84,6 +88,8 @@ pub fn run(
     loop {
         let frame = connection.next_frame().map_err(|error| gone(what, error))?;
         match frame {
+            Some(Frame::Output(Stream::Stdout, _)) if !wiring.stdout => {}
+            Some(Frame::Output(Stream::Stderr, _)) if !wiring.stderr => {}
             Some(Frame::Output(Stream::Stdout, bytes)) => {
                 if write(io::stdout(), &bytes)?.is_none() {
                     // As with any program in a pipeline that has lost its reader.

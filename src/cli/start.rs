@@ -71,6 +71,6 @@ fn attached(args: &StartArgs, name: &str) -> anyhow::Result<ExitCode> {
         }
         false => Connection::start(&container, &request)?,
     };
-    let wiring = Wiring { input, terminal: config.terminal, signals: true };
+    let wiring = Wiring { input, stdout: true, stderr: true, terminal: config.terminal, signals: true };
     session::finish(session::run(&container, &connection, wiring, Some(signals), &what)?)
 }

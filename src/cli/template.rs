@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `--format '{{.Name}}'`: the part of Go's templates that people use with Docker.
+//! `--format '{{.Name}}'`: the part of Go's templates (`text/template`) that people use with Docker.
 
-use std::fmt::Write;
+mod evaluate;
+mod parse;
 
 use serde_json::Value;
+
+use self::evaluate::Scope;
 
 /// How the lines of a list are printed.
 #[derive(Clone, Debug)]
@@ -28,26 +31,48 @@ impl Lines {
     }
 }
 
-/// Text with values of an object in it: `{{.A.B}}`, `{{json .A}}`, `{{len .A}}`, `{{index .A "key"}}`, `{{index .A 0}}`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Template(Vec<Piece>);
+/// Text with values of an object in it: `{{.A.B}}`, `{{json .A}}`, `{{range .A}}{{.B}} {{end}}`,
+/// `{{(index (index .Ports "80/tcp") 0).HostPort}}`, `{{if .A}}a{{else}}b{{end}}`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template(Vec<Node>);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Piece {
+#[derive(Clone, Debug, PartialEq)]
+enum Node {
     Text(String),
-    Print(Path),
-    Json(Path),
-    Len(Path),
-    Index(Path, Key),
+    Print(Expression),
+    If(Expression, Vec<Node>, Vec<Node>),
+    Range { key: Option<String>, value: Option<String>, over: Expression, each: Vec<Node>, none: Vec<Node> },
 }
 
-/// Names of fields, outermost first; none for the object itself.
-type Path = Vec<String>;
+#[derive(Clone, Debug, PartialEq)]
+enum Expression {
+    /// `.`: the object, or what `range` has come to.
+    Dot,
+    /// `$`: the object itself.
+    Root,
+    /// `$name`.
+    Variable(String),
+    Literal(Value),
+    /// `X.Name`.
+    Field(Box<Expression>, String),
+    Call(Function, Vec<Expression>),
+}
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Key {
-    Name(String),
-    Number(usize),
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Function {
+    Json,
+    Len,
+    Index,
+    Print,
+    Println,
+    Join,
+    Lower,
+    Upper,
+    Eq,
+    Ne,
+    Not,
+    And,
+    Or,
 }
 
 impl Template {
@@ -56,113 +81,15 @@ impl Template {
     /// # Errors
     /// What is not known of it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let (mut pieces, mut rest) = (Vec::new(), text);
-        while let Some((before, after)) = rest.split_once("{{") {
-            pieces.push(Piece::Text(unescape(before)));
-            let (action, after) = after.split_once("}}").ok_or("`{{` without `}}` after it")?;
-            pieces.push(Piece::parse(action.trim())?);
-            rest = after;
-        }
-        pieces.push(Piece::Text(unescape(rest)));
-        Ok(Self(pieces))
+        parse::nodes(text).map(Self)
     }
 
     /// The text for an object.
     pub fn render(&self, object: &Value) -> String {
         let mut out = String::new();
-        for piece in &self.0 {
-            match piece {
-                Piece::Text(text) => out += text,
-                Piece::Print(path) => print(&mut out, find(object, path)),
-                Piece::Json(path) => out += &find(object, path).map_or_else(|| "null".to_owned(), Value::to_string),
-                Piece::Len(path) => out += &find(object, path).map_or(0, len).to_string(),
-                Piece::Index(path, key) => {
-                    let value = find(object, path).and_then(|value| match key {
-                        Key::Name(name) => value.get(name),
-                        Key::Number(number) => value.get(number),
-                    });
-                    print(&mut out, value);
-                }
-            }
-        }
+        Scope::new(object).render(&self.0, &mut out);
         out
     }
-}
-
-impl Piece {
-    fn parse(action: &str) -> Result<Self, String> {
-        let (word, argument) = action.split_once(' ').map_or((action, ""), |(word, rest)| (word, rest.trim()));
-        match word {
-            "json" => path(argument).map(Self::Json),
-            "len" => path(argument).map(Self::Len),
-            "index" => {
-                let (object, key) = argument.split_once(' ').ok_or("`index` wants a value and a key")?;
-                let key = key.trim();
-                let name = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
-                let number = || key.parse().map_err(|_| format!("`{key}` is neither a number nor a text in quotes"));
-                let key = name.map_or_else(|| number().map(Key::Number), |name| Ok(Key::Name(name.to_owned())))?;
-                Ok(Self::Index(path(object)?, key))
-            }
-            _ if argument.is_empty() => path(word).map(Self::Print),
-            _ => Err(format!("`{word}` is not known: there are `.Field`, `json`, `len` and `index`")),
-        }
-    }
-}
-
-fn path(text: &str) -> Result<Path, String> {
-    let names = text.strip_prefix('.').ok_or_else(|| format!("`{text}` is no field: they begin with a dot"))?;
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let is_name = |name: &str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_');
-    match names.split('.').all(is_name) {
-        true => Ok(names.split('.').map(str::to_owned).collect()),
-        false => Err(format!("`{text}` is no field")),
-    }
-}
-
-fn find<'a>(object: &'a Value, path: &Path) -> Option<&'a Value> {
-    path.iter().try_fold(object, |value, name| value.get(name))
-}
-
-fn len(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(values) => values.len(),
-        Value::Object(values) => values.len(),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
-    }
-}
-
-/// As Go prints a value.
-fn print(out: &mut String, value: Option<&Value>) {
-    match value {
-        None => *out += "<no value>",
-        Some(Value::Null) => *out += "<nil>",
-        Some(Value::String(text)) => *out += text,
-        Some(Value::Array(values)) => {
-            out.push('[');
-            for (at, value) in values.iter().enumerate() {
-                *out += if at > 0 { " " } else { "" };
-                print(out, Some(value));
-            }
-            out.push(']');
-        }
-        Some(Value::Object(values)) => {
-            *out += "map[";
-            for (at, (key, value)) in values.iter().enumerate() {
-                // Writing to a string does not fail.
-                let _ = write!(out, "{}{key}:", if at > 0 { " " } else { "" });
-                print(out, Some(value));
-            }
-            out.push(']');
-        }
-        Some(value) => *out += &value.to_string(),
-    }
-}
-
-fn unescape(text: &str) -> String {
-    text.replace("\\t", "\t").replace("\\n", "\n")
 }
 
 #[cfg(test)]
@@ -175,7 +102,8 @@ mod tests {
     fn render(template: &str) -> String {
         let object = json!({
             "Id": "x1", "Size": 7, "Ok": true, "None": null, "List": ["a", "b"],
-            "Config": { "Labels": { "org.name": "v" }, "Env": [] }, "Object": { "b": 1, "a": 2 }
+            "Config": { "Labels": { "org.name": "v" }, "Env": [] }, "Object": { "b": 1, "a": 2 },
+            "Ports": { "80/tcp": [{ "HostPort": "8080" }] }
         });
         Template::parse(template).unwrap().render(&object)
     }
@@ -191,6 +119,15 @@ mod tests {
             ("{{json .Object}} {{json .List}}", "{\"a\":2,\"b\":1} [\"a\",\"b\"]"),
             ("{{len .List}} {{len .Id}}", "2 2"),
             ("{{index .Config.Labels \"org.name\"}} {{index .List 1}} {{index .List 5}}", "v b <no value>"),
+            ("{{.List | json}} {{join .List \", \"}} {{upper .Id}}", "[\"a\",\"b\"] a, b X1"),
+            ("{{range .List}}<{{.}}>{{end}}{{range .None}}x{{else}}none{{end}}", "<a><b>none"),
+            ("{{range $at, $one := .List}}{{$at}}={{$one}},{{$.Id}} {{end}}", "0=a,x1 1=b,x1 "),
+            ("{{range $name, $_ := .Object}}{{$name}}{{end}}", "ab"),
+            ("{{range .Config.Env}}x{{end}}{{range .List}}{{println .}}{{end}}", "a\nb\n"),
+            ("{{if .Ok}}yes{{end}}{{if .None}}no{{else if .Size}}size{{else}}no{{end}}", "yessize"),
+            ("{{if eq .Id \"x1\"}}eq{{end}}{{if and .Ok (not .None)}} both{{end}}", "eq both"),
+            ("{{(index (index .Ports \"80/tcp\") 0).HostPort}}", "8080"),
+            ("a {{- .Id -}}  b", "ax1b"),
         ] {
             assert_eq!(render(template), text, "{template}");
         }
@@ -199,14 +136,38 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_named() {
-        for template in
-            ["{{", "{{.Id", "{{Id}}", "{{range .List}}", "{{.A..B}}", "{{index .A}}", "{{index .A b}}", "{{json}}"]
-        {
+        for template in [
+            "{{",
+            "{{.Id",
+            "{{Id}}",
+            "{{range .List}}",
+            "{{.A..B}}",
+            "{{index .A}}",
+            "{{index .A b}}",
+            "{{json}}",
+            "{{end}}",
+            "{{else}}",
+            "{{if .A}}{{else}}{{else}}{{end}}",
+            "{{(.A}}",
+            "{{.A)}}",
+            "{{\"}}",
+            "{{range $a := }}{{end}}",
+            "{{.A .B}}",
+        ] {
             assert!(Template::parse(template).is_err(), "{template}");
         }
+        assert!(Template::parse(&format!("{{{{{}.A}}}}", "(".repeat(10_000))).is_err(), "too deep");
+        assert!(Template::parse(&"{{if .A}}".repeat(10_000)).is_err(), "too deep");
     }
 
     proptest! {
+        #[test]
+        fn any_words_are_survived(words in "(\\{\\{(if|range|end|else|json|index|\\.A|\\$x|:=|,|\\(|\\)| |\"a\"|1)*\\}\\}){0,4}") {
+            if let Ok(template) = Template::parse(&words) {
+                template.render(&json!({ "A": [1, { "A": 2 }] }));
+            }
+        }
+
         #[test]
         fn any_template_is_survived(text in "\\PC*") {
             if let Ok(template) = Template::parse(&text) {

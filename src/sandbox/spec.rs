@@ -15,6 +15,8 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 pub struct ProcessSpec {
     /// The program and its arguments; never empty.
     pub arguments: Vec<String>,
+    /// So many of them, from the first on, are the entry point; the rest is the command.
+    pub entrypoint: usize,
     /// `NAME=value`, each name once.
     pub environment: Vec<String>,
     /// Where it starts; absolute.
@@ -54,6 +56,7 @@ impl ProcessSpec {
             Some(program) => vec![program.clone()],
             None => config.entrypoint().clone().unwrap_or_default(),
         };
+        let entrypoint = arguments.len();
         if overrides.command.is_empty() && overrides.entrypoint.is_none() {
             arguments.extend(config.cmd().clone().unwrap_or_default());
         }
@@ -68,6 +71,7 @@ impl ProcessSpec {
         let base = config.working_dir().clone().filter(|directory| !directory.is_empty());
         let base = Self {
             arguments,
+            entrypoint,
             environment,
             directory: base.unwrap_or_else(|| "/".to_owned()),
             user: config.user().clone().unwrap_or_default(),

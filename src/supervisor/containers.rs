@@ -13,6 +13,7 @@
 //! Files are replaced as a whole. Who finds a container that is said to run and has no monitor settles that it has
 //! ended, so that a monitor can be killed at any moment.
 
+use std::env;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -74,6 +75,7 @@ impl Containers {
         describe: impl FnOnce(String, String) -> Result<Config, Failure>,
     ) -> Result<Container, Failure> {
         let _alone = self.alone()?;
+        self.sweep()?;
         let others = self.all()?;
         let name = match name {
             Some(name) => {
@@ -151,6 +153,22 @@ impl Containers {
         }
     }
 
+    /// Removes what a killed command has left: a directory without `config.json` is no container, nor about to be one
+    /// while we hold the lock.
+    fn sweep(&self) -> Result<(), Failure> {
+        for entry in fs::read_dir(&self.root).map_err(cannot("read", &self.root))? {
+            let directory = entry.map_err(cannot("read", &self.root))?.path();
+            // One that somebody removes just now is being removed.
+            if !directory.join("config.json").exists()
+                && let Err(error) = fs::remove_dir_all(&directory)
+                && error.kind() != ErrorKind::NotFound
+            {
+                log::warn!("cannot remove {}: {error}", directory.display());
+            }
+        }
+        Ok(())
+    }
+
     fn check_name(&self, name: &str, others: &[Container]) -> Result<(), Failure> {
         let what = format!("cannot call a container `{name}`");
         if !names::is_name(name) {
@@ -197,6 +215,18 @@ impl Container {
     /// The file with what it wrote.
     pub fn log(&self) -> PathBuf {
         self.directory.join("output.log")
+    }
+
+    /// Where the sockets of its monitor and VMM belong: a short name, since that of a socket has 107 bytes at most.
+    pub fn socket_directory(&self) -> PathBuf {
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let user = rustix::process::geteuid();
+        let base = set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
+            (true, _) => PathBuf::from("/run/coracle"),
+            (false, Some(runtime)) => runtime.join("coracle"),
+            (false, None) => env::temp_dir().join(format!("coracle-{}", user.as_raw())),
+        });
+        base.join(self.short())
     }
 
     /// Its monitor's socket while it runs.
@@ -297,6 +327,8 @@ impl Container {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("remove", &self.directory)(error)),
             _ => {}
         }
+        // A monitor may have been killed before it wrote down where they are.
+        remove_sockets(&self.socket_directory());
         if self.config.network.is_some() {
             network::forget(&self.config.id)?;
         }

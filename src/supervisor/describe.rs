@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use coracle_protocol::{Address, Container, File, Interface, Mount, Process, Source, Sysctl, Text, Upper, WindowSize};
 
-use super::record::{Config, Surroundings};
+use super::record::{Config, HostAddress, Surroundings};
 use crate::network::Attachment;
 use crate::sandbox::ProcessSpec;
 
@@ -99,14 +99,22 @@ fn files(config: &Config, connected: Option<&Attachment>) -> Vec<File> {
     let file = |path: &str, content: String| File { path: path.into(), mode: 0o644, content: content.into_bytes() };
     let addresses: Vec<IpAddr> =
         connected.iter().flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
+    let named = config.surroundings.hosts.iter().flat_map(|(name, address)| {
+        let found = match address {
+            HostAddress::Address(address) => vec![*address],
+            HostAddress::HostGateway => connected.map(|one| one.gateways.clone()).unwrap_or_default(),
+        };
+        found.into_iter().map(|address| (name.clone(), address))
+    });
+    let named: Vec<(String, IpAddr)> = named.collect();
     let mut files = vec![
         file("/etc/hostname", format!("{}\n", config.process.hostname)),
-        file("/etc/hosts", hosts(&config.process.hostname, &addresses, &config.surroundings.hosts)),
+        file("/etc/hosts", hosts(&config.process.hostname, &addresses, &named)),
     ];
     if let (Some(network), Some(connected)) = (&config.network, connected) {
         let servers = if network.dns.is_empty() { &connected.nameservers } else { &network.dns };
         let search = if network.search.is_empty() { &connected.search } else { &network.search };
-        files.push(file("/etc/resolv.conf", resolver(servers, search)));
+        files.push(file("/etc/resolv.conf", resolver(servers, search, &network.options)));
     }
     files
 }
@@ -121,10 +129,12 @@ fn hosts(hostname: &str, own: &[IpAddr], more: &[(String, IpAddr)]) -> String {
     text
 }
 
-fn resolver(servers: &[IpAddr], search: &[String]) -> String {
+fn resolver(servers: &[IpAddr], search: &[String], options: &[String]) -> String {
     let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if !search.is_empty() {
-        text += &format!("search {}\n", search.join(" "));
+    for (keyword, words) in [("search", search), ("options", options)] {
+        if !words.is_empty() {
+            text += &format!("{keyword} {}\n", words.join(" "));
+        }
     }
     text
 }
@@ -145,7 +155,8 @@ mod tests {
         let more = [("db".to_owned(), "10.0.0.9".parse().unwrap())];
         let text = hosts("box", &["172.17.0.2".parse().unwrap()], &more);
         assert!(text.starts_with("127.0.0.1\tlocalhost\n") && text.ends_with("10.0.0.9\tdb\n172.17.0.2\tbox\n"));
-        let text = resolver(&["10.0.0.1".parse().unwrap()], &["a.example".into(), "b.example".into()]);
-        assert_eq!(text, "nameserver 10.0.0.1\nsearch a.example b.example\n");
+        let text =
+            resolver(&["10.0.0.1".parse().unwrap()], &["a.example".into(), "b.example".into()], &["ndots:2".into()]);
+        assert_eq!(text, "nameserver 10.0.0.1\nsearch a.example b.example\noptions ndots:2\n");
     }
 }

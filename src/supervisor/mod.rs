@@ -15,4 +15,4 @@ pub mod wire;
 
 pub use client::Connection;
 pub use containers::{Container, Containers};
-pub use record::{Config, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};
+pub use record::{Config, HostAddress, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};

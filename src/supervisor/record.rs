@@ -74,6 +74,8 @@ pub struct NetworkUse {
     pub dns: Vec<IpAddr>,
     /// Domains that names are completed with, instead of the host's.
     pub search: Vec<String>,
+    /// Options of the resolver (`resolv.conf(5)`).
+    pub options: Vec<String>,
 }
 
 /// What the processes of a container find around them, and what they may.
@@ -102,7 +104,17 @@ pub struct Surroundings {
     /// Kernel parameters of the container's namespaces.
     pub sysctls: Vec<(String, String)>,
     /// Names in its `/etc/hosts`.
-    pub hosts: Vec<(String, IpAddr)>,
+    pub hosts: Vec<(String, HostAddress)>,
+}
+
+/// What a name in `/etc/hosts` stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostAddress {
+    /// An address.
+    Address(IpAddr),
+    /// The host, as the container's network reaches it.
+    HostGateway,
 }
 
 /// The image of a container.

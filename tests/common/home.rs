@@ -2,6 +2,7 @@
 //! A user of `coracle` under test, with images and containers of its own.
 
 use std::io::Read;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
@@ -67,6 +68,16 @@ impl Home {
         self.ok(&["inspect", "--format", template, container])
     }
 
+    /// Where all of it is.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Directories of containers, also of such as nobody lists.
+    pub fn containers(&self) -> usize {
+        self.0.path().join("data/containers").read_dir().unwrap().count()
+    }
+
     /// Sockets and temporary files that are left. Monitors end a moment after their containers.
     pub fn left(&self) -> usize {
         let count = |place: &str| self.0.path().join(place).read_dir().unwrap().count();
@@ -101,6 +112,18 @@ pub fn read_to(child: &mut Child, text: &str) -> String {
         seen.push(byte[0]);
     }
     String::from_utf8_lossy(&seen).into_owned()
+}
+
+/// `coracle` with these words on a terminal of 30 lines and 100 columns.
+pub fn on_terminal(home: &Home, words: &str) -> Command {
+    let coracle = format!("stty rows 30 cols 100; exec {} {words}", CORACLE);
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command", &coracle, "/dev/null"]);
+    for (name, value) in home.command(&[]).get_envs() {
+        command.env(name, value.unwrap());
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
 }
 
 /// Sends a signal to a process that we have started and not waited for.

@@ -54,9 +54,15 @@ fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
         let _ = ends.iter().try_for_each(|end| fchown(end, Some(Uid::from_raw(who.user)), None));
     }
     credentials::limit(&process.limits).map_err(failed("cannot set resource limits"))?;
-    rootfs::change_directory(&process.directory).map_err(|error| {
+    // As with Docker, a missing one is made with the container, and not for who comes later.
+    let entered = match start.container {
+        Some(_) => rootfs::change_directory(&process.directory),
+        None => rustix::process::chdir(process.directory.as_slice()),
+    };
+    entered.map_err(|error| {
         let directory = String::from_utf8_lossy(&process.directory);
-        (ErrorCode::FAILED, format!("cannot enter directory `{directory}`: {error}"))
+        let code = if error == Errno::NOENT { ErrorCode::NOT_FOUND } else { ErrorCode::FAILED };
+        (code, format!("cannot enter directory `{directory}`: {error}"))
     })?;
     credentials::take(&who, process.capabilities, process.no_new_privileges)
         .map_err(failed("cannot take on the user's credentials"))?;

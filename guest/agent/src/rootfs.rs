@@ -32,7 +32,8 @@ const NODES: [(&CStr, u32, u32); 6] = [
     (c"/dev/tty", 5, 0),
 ];
 
-const LINKS: [(&CStr, &CStr); 5] = [
+const LINKS: [(&CStr, &CStr); 6] = [
+    (c"/proc/kcore", c"/dev/core"),
     (c"/proc/self/fd", c"/dev/fd"),
     (c"/proc/self/fd/0", c"/dev/stdin"),
     (c"/proc/self/fd/1", c"/dev/stdout"),

@@ -12,7 +12,7 @@ pub struct Identity {
     pub user: u32,
     /// Group id.
     pub group: u32,
-    /// Supplementary groups.
+    /// Supplementary groups, that one among them.
     pub groups: Vec<u32>,
     /// Home directory.
     pub home: Vec<u8>,
@@ -66,6 +66,10 @@ pub fn find(wanted: &[u8], more: &[Vec<u8>], passwd: &[u8], group: &[u8]) -> Res
             identity.groups.push(id);
         }
     }
+    // As with Docker since 20.10.18: a file that shuts its group out shuts it out also under another group.
+    if !identity.groups.contains(&identity.group) {
+        identity.groups.insert(0, identity.group);
+    }
     if identity.home.is_empty() {
         identity.home = b"/".to_vec();
     }
@@ -107,13 +111,16 @@ mod tests {
     #[test]
     fn users_are_found_as_docker_finds_them() {
         let who = |wanted: &str| find(wanted.as_bytes(), &[], PASSWD, GROUP);
-        let web = Identity { user: 33, group: 34, groups: vec![40, 41], home: b"/var/www".to_vec() };
+        let web = Identity { user: 33, group: 34, groups: vec![34, 40, 41], home: b"/var/www".to_vec() };
         assert_eq!(who("web"), Ok(web.clone()));
         assert_eq!(who("33"), Ok(web.clone()));
-        assert_eq!(who("web:ssl"), Ok(Identity { group: 41, groups: vec![], ..web.clone() }));
-        assert_eq!(who("web:7"), Ok(Identity { group: 7, groups: vec![], ..web }));
-        assert_eq!(who("").unwrap(), Identity { home: b"/root".to_vec(), ..Identity::default() });
-        assert_eq!(who("1000").unwrap(), Identity { user: 1000, home: b"/".to_vec(), ..Identity::default() });
+        assert_eq!(who("web:ssl"), Ok(Identity { group: 41, groups: vec![41], ..web.clone() }));
+        assert_eq!(who("web:7"), Ok(Identity { group: 7, groups: vec![7], ..web }));
+        assert_eq!(who("").unwrap(), Identity { home: b"/root".to_vec(), groups: vec![0], ..Identity::default() });
+        assert_eq!(
+            who("1000").unwrap(),
+            Identity { user: 1000, home: b"/".to_vec(), groups: vec![0], ..Identity::default() }
+        );
         assert_eq!(who("nobody"), Err(Unknown::User));
         assert_eq!(who("broken"), Err(Unknown::User));
         assert_eq!(who("4294967295"), Err(Unknown::User));

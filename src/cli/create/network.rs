@@ -40,6 +40,9 @@ pub struct NetworkArgs {
     /// Domain that names are completed with
     #[arg(long, value_name = "DOMAIN")]
     dns_search: Vec<String>,
+    /// Option of the resolver, such as ndots:2
+    #[arg(long, alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
 }
 
 /// What one word says.
@@ -92,6 +95,7 @@ impl NetworkArgs {
             ports,
             dns: self.dns.clone(),
             search: self.dns_search.clone(),
+            options: self.dns_option.clone(),
         }))
     }
 }

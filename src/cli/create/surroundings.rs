@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags that say what the processes of a container find around them, and what they may.
 
-use std::net::IpAddr;
-
 use clap::Args;
 use coracle::sandbox::capabilities;
-use coracle::supervisor::Surroundings;
+use coracle::supervisor::{HostAddress, Surroundings};
 use coracle_protocol::ResourceLimit;
 
 /// What the processes of a container find around them, and what they may.
@@ -48,9 +46,9 @@ pub struct SurroundingsArgs {
     /// Set a kernel parameter: NAME=VALUE
     #[arg(long, value_name = "PARAMETER", value_parser = parameter)]
     sysctl: Vec<(String, String)>,
-    /// Name an address in /etc/hosts: NAME:ADDRESS
+    /// Name an address in /etc/hosts: NAME:ADDRESS, or NAME:host-gateway for the host
     #[arg(long, value_name = "HOST", value_parser = host)]
-    add_host: Vec<(String, IpAddr)>,
+    add_host: Vec<(String, HostAddress)>,
 }
 
 impl SurroundingsArgs {
@@ -156,11 +154,15 @@ fn parameter(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-fn host(text: &str) -> Result<(String, IpAddr), String> {
+fn host(text: &str) -> Result<(String, HostAddress), String> {
     // An IPv6 address has colons of its own.
     let (name, address) = text.split_once([':', '=']).ok_or_else(|| format!("`{text}` is not NAME:ADDRESS"))?;
     let address = address.trim_start_matches('[').trim_end_matches(']');
-    Ok((name.to_owned(), address.parse().map_err(|_| format!("`{address}` is no IP address"))?))
+    let address = match address {
+        "host-gateway" => HostAddress::HostGateway,
+        _ => HostAddress::Address(address.parse().map_err(|_| format!("`{address}` is no IP address"))?),
+    };
+    Ok((name.to_owned(), address))
 }
 
 #[cfg(test)]
@@ -201,7 +203,8 @@ mod tests {
         assert_eq!(limit("core=-1").map(|limit| limit.soft), Ok(u64::MAX));
         assert!(limit("nofile=20:10").is_err() && limit("files=1").is_err() && limit("cpu").is_err());
         assert_eq!(host("db:10.0.0.1").map(|(name, _)| name), Ok("db".to_owned()));
-        assert_eq!(host("v6:[::1]").map(|(_, address)| address.is_ipv6()), Ok(true));
+        assert_eq!(host("v6:[::1]").map(|(_, at)| at), Ok(HostAddress::Address("::1".parse().unwrap())));
+        assert_eq!(host("up:host-gateway").map(|(_, at)| at), Ok(HostAddress::HostGateway));
         assert!(
             host("db").is_err() && tmpfs("run").is_err() && parameter("x").is_err() && security("seccomp").is_err()
         );

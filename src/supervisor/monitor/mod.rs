@@ -5,7 +5,6 @@ mod clients;
 mod output;
 mod storage;
 
-use std::env;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
 use std::net::Shutdown;
@@ -72,7 +71,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
     allow_connections();
     let prepared = Container::open(directory).and_then(|container| {
         let held = container.claim()?;
-        let sockets = make_socket_directory(container.short())?;
+        let sockets = make_socket_directory(&container)?;
         let listener = UnixListener::bind(sockets.join("monitor")).map_err(|error| no_sockets(&sockets, error))?;
         Ok((container, held, sockets, listener))
     });
@@ -370,20 +369,14 @@ fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> 
     })
 }
 
-/// A directory for sockets: short, since the name of one has 107 bytes at most.
-fn make_socket_directory(short: &str) -> Result<PathBuf, Failure> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let user = rustix::process::geteuid();
-    let base = set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
-        (true, _) => PathBuf::from("/run/coracle"),
-        (false, Some(runtime)) => runtime.join("coracle"),
-        (false, None) => env::temp_dir().join(format!("coracle-{}", user.as_raw())),
-    });
-    let directory = base.join(short);
+/// A directory for sockets.
+fn make_socket_directory(container: &Container) -> Result<PathBuf, Failure> {
+    let directory = container.socket_directory();
+    let base = directory.parent().unwrap_or(&directory);
     // What a killed monitor left is nobody's: we hold the container's lock.
     remove_sockets(&directory);
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-    made.and_then(|()| check_owner(&base)).map_err(|error| no_sockets(&directory, error))?;
+    made.and_then(|()| check_owner(base)).map_err(|error| no_sockets(&directory, error))?;
     Ok(directory)
 }
 

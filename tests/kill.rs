@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//! SIGKILL to the command, the monitor and the VMM of a container, at moments all over its life: the next command settles
+//! what has happened, `rm -f` works, and nothing is left.
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::home::Home;
+use common::{PATIENCE, eventually, host};
+
+/// Processes that belong to this home, with what they were started as.
+fn processes(home: &Home) -> Vec<(u32, String)> {
+    let place = home.path().to_str().unwrap().to_owned();
+    let entries = Path::new("/proc").read_dir().unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let of = |pid: u32, file: &str| {
+        // It may have ended by now.
+        let bytes = std::fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    };
+    pids.filter(|pid| of(*pid, "environ").contains(&place)).map(|pid| (pid, of(pid, "cmdline"))).collect()
+}
+
+/// Kills those processes whose command line has this in it; whether there was one.
+fn kill(home: &Home, part: &str) -> bool {
+    let mut found = false;
+    for (pid, _) in processes(home).into_iter().filter(|(_, line)| line.contains(part)) {
+        // SAFETY: kill(2) takes two numbers. The process was seen to be of this home just now.
+        found |= unsafe { libc::kill(pid.try_into().unwrap(), libc::SIGKILL) } == 0;
+    }
+    found
+}
+
+fn links() -> usize {
+    host("ip", &["-brief", "link"]).lines().filter(|line| line.starts_with("cor")).count()
+}
+
+#[test]
+fn whenever_one_is_killed_the_next_command_settles_it() {
+    let home = Home::new();
+    let words = ["run", "--name", "box", "-p", "80", "IMAGE", "sh", "-c", "echo here; sleep 2"];
+    // The image's disk is made, and it is known how long a life takes.
+    let started = Instant::now();
+    home.ok(&words);
+    home.ok(&["rm", "box"]);
+    let life = started.elapsed();
+    let (before, mut killed) = (links(), 0);
+    for round in 0..12u32 {
+        // One of the three, at each quarter of a life and a little after it.
+        let (part, words) = match round % 3 {
+            0 => ("coracle run", &words[..]),
+            1 => ("coracle monitor", &words[..]),
+            _ => ("coracle-vmm", &words[..]),
+        };
+        let mut child = home.spawn(words);
+        let moment = Instant::now() + life * (round / 3) / 4 + life / 40 * (round % 3) + Duration::from_millis(5);
+        std::thread::sleep(moment.saturating_duration_since(Instant::now()));
+        killed += u32::from(kill(&home, part));
+        // Whatever has become of it: it can be asked for, and is not said to do what it does not.
+        home.ok(&["ps", "-a"]);
+        eventually("the command ends", || child.try_wait().unwrap());
+        let listed = home.ok(&["ps", "-a", "--format", "{{.Names}} {{.State}}"]);
+        assert!(["", "box created", "box running", "box exited"].contains(&listed.as_str()), "{listed}");
+        if listed == "box running" && home.run(&["exec", "box", "true"]).0 != Some(0) {
+            assert_ne!(home.field("box", "{{.State.Status}}"), "running", "round {round}: it is said to run");
+        }
+        home.ok(&["rm", "-f", "box"]);
+        let deadline = Instant::now() + PATIENCE / 4;
+        while !processes(&home).is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(processes(&home), [], "round {round}: {part} was killed");
+        assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str(), links()), (0, "", before), "round {round}: {part}");
+    }
+    assert!(killed >= 6, "only {killed} of 12 were there to be killed");
+    // The next container finds its place clean.
+    home.ok(&["run", "--rm", "IMAGE", "true"]);
+    assert_eq!(home.containers(), 0);
+}
