@@ -79,6 +79,9 @@ pub struct ContainerArgs {
     /// Memory of the microVM, such as 512m or 2g; a number alone is in bytes, or in MiB where it is small
     #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
     memory: u64,
+    /// Start the microVM from its kernel, not as a clone of a template
+    #[arg(long)]
+    no_template: bool,
     /// Note something about the container: NAME=VALUE
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
@@ -225,6 +228,7 @@ impl ContainerArgs {
             image: ImageUse { name: self.image.clone(), id: image.id, manifest: image.manifest_digest },
             process,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
+            cold: self.no_template,
             terminal: self.tty,
             interactive: self.interactive,
             remove: self.rm,
@@ -267,7 +271,7 @@ pub fn environment(files: &[PathBuf], flags: &[String], what: &str) -> Result<Ve
 }
 
 /// For clap: `--cpus`.
-fn vcpus(text: &str) -> Result<u32, String> {
+pub fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
     (1..=8)
         .find(|&cpus| number > 0.0 && number <= f64::from(cpus))
@@ -275,7 +279,7 @@ fn vcpus(text: &str) -> Result<u32, String> {
 }
 
 /// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.
-fn memory(text: &str) -> Result<u64, String> {
+pub fn memory(text: &str) -> Result<u64, String> {
     let size = bytes(text)?;
     match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
         true => Ok(size),

@@ -40,6 +40,7 @@ mod store;
 mod system;
 mod tag;
 mod template;
+mod templates;
 mod top;
 mod units;
 mod version;
@@ -70,6 +71,8 @@ enum Verb {
     Boot(Box<boot::BootArgs>),
     /// Take snapshots of microVMs, and look at them.
     Snapshot(snapshot::SnapshotArgs),
+    /// List, remove and make the templates of which containers' microVMs are clones.
+    Template(templates::TemplateArgs),
     /// Run a program from an image in a microVM of its own.
     Run(Box<run::RunArgs>),
     /// Make a container, to be started later.
@@ -163,6 +166,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
         Verb::Boot(args) => boot::run(&args),
+        Verb::Template(args) => templates::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Create(args) => create::run(&args),

@@ -80,20 +80,19 @@ fn boot(
     let mut visit = Vm { vm: None, _serving: Vec::new(), sockets, _held: held };
     let serving = shares::start(container, &visit.sockets, state.started.is_none())?;
     let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
-    let vsock = visit.sockets.join("vsock");
     let devices = Devices {
         rootfs,
         written: config.storage_size.map(|size| storage::disk(container.directory(), size)).transpose()?,
         nets: Vec::new(),
         shares: serving.iter().map(Virtiofsd::config).collect(),
-        vsock: vsock.clone(),
+        vsock: visit.sockets.join("vsock"),
         control: visit.sockets.join("control"),
     };
     visit._serving = serving;
-    let vm = visit.vm.insert(MicroVm::start(config.shape, &devices)?);
-    vm.ready()?;
+    let vm = visit.vm.insert(MicroVm::start(config.shape, &devices, config.templates())?);
+    let agent = vm.agent()?;
     drop(content);
     start.container = Some(coracle_protocol::Container { init: false, ..describe::container(config, None, &shared) });
-    let process = Agent::connect(&vsock).map_err(|failure| vm.gone(failure.why))?.start(start)?;
+    let process = agent.start(start)?;
     Ok((visit, process))
 }

@@ -31,8 +31,9 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), text()).prop_map(|(code, message)| Message::Error(Failure { code: ErrorCode(code), message })),
         Just(Message::Prepare),
         (mode, any::<u32>()).prop_map(|(mode, grace_ms)| Message::Shutdown(Shutdown { mode, grace_ms })),
-        (bytes(), any::<u64>(), prop::option::of(text()))
-            .prop_map(|(entropy, realtime_ns, hostname)| Message::Renew(Renew { entropy, realtime_ns, hostname })),
+        (bytes(), any::<u64>(), prop::option::of(text()), any::<Vec<[u8; 6]>>()).prop_map(
+            |(entropy, realtime_ns, hostname, macs)| Message::Renew(Renew { entropy, realtime_ns, hostname, macs })
+        ),
         start().prop_map(|start| Message::Start(Box::new(start))),
         Just(Message::Started),
         any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {

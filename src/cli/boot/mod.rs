@@ -118,7 +118,7 @@ fn launch(args: &BootArgs, serving: &[Virtiofsd]) -> Result<Launching, Failure> 
 
 /// Gives a clone random numbers and a clock of its own, by its agent. A guest without one is left as it is.
 fn make_its_own(vsock: &Path) {
-    if let Err(failure) = Agent::connect(vsock).and_then(|mut agent| agent.renew(None)) {
+    if let Err(failure) = Agent::connect(vsock).and_then(|mut agent| agent.renew(None, &[])) {
         eprintln!("coracle: the guest has the clock and the random numbers of its snapshot: {}", failure.why);
     }
 }

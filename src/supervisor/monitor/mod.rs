@@ -178,10 +178,10 @@ impl Monitor {
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
         };
-        let vm = MicroVm::start(config.shape, &devices)?;
+        let vm = MicroVm::start(config.shape, &devices, config.templates())?;
         let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
         self.enter(Phase::Starting(Some(vm.stopper()?)));
-        vm.ready()?;
+        let agent = vm.agent()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
@@ -192,7 +192,6 @@ impl Monitor {
             stdin: config.interactive,
             output: true,
         };
-        let agent = Agent::connect(&self.vsock).map_err(|failure| vm.gone(failure.why))?;
         let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
