@@ -114,6 +114,24 @@ fn programs_that_are_run_in_a_container_have_streams_of_their_own() {
 }
 
 #[test]
+fn what_a_program_wrote_is_kept_also_when_it_will_not_stop() {
+    let home = Home::new();
+    let script = "trap '' TERM; [ -f /file ] || head -c 1000000 /dev/urandom > /file; md5sum < /file; \
+                  while :; do sleep 1; done";
+    home.ok(&["run", "-d", "--name", "deaf", "IMAGE", "sh", "-c", script]);
+    let sums = |count: usize| {
+        eventually("a sum", || Some(home.ok(&["logs", "deaf"])).filter(|log| log.lines().count() == count))
+    };
+    let before = sums(1);
+    home.ok(&["stop", "-t", "0", "deaf"]);
+    assert_eq!(home.ok(&["inspect", "-f", "{{.State.ExitCode}}", "deaf"]), "137");
+    home.ok(&["start", "deaf"]);
+    assert_eq!(sums(2), format!("{before}\n{before}"));
+    home.ok(&["rm", "-f", "deaf"]);
+    assert_eq!(home.left(), 0);
+}
+
+#[test]
 fn a_terminal_is_a_real_one() {
     let home = Home::new();
     let image = format!("oci:{}", common::cache("images/busybox").display());

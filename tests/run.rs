@@ -124,3 +124,23 @@ fn a_signal_is_the_program_s_and_the_third_ends_it() {
     assert_eq!(child.wait().unwrap().code(), Some(137));
     assert_eq!(home.left(), 0);
 }
+
+#[test]
+fn a_signal_does_not_wait_behind_input_that_nobody_reads() {
+    let home = Home::new();
+    let mut child = home.spawn(&["run", "--rm", "-i", "IMAGE", "sh", "-c", "echo here; exec sleep 1000"]);
+    let mut input = child.stdin.take().unwrap();
+    // More than all buffers on the way hold, so that it fails only when the program has ended.
+    let writing = std::thread::spawn(move || input.write_all(&vec![0; 64 << 20]));
+    read_to(&mut child, "here\n");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert!(!writing.is_finished());
+    // Signals that come close together are one.
+    let ended = eventually("it ends", || {
+        signal(child.id(), libc::SIGTERM);
+        child.try_wait().unwrap()
+    });
+    assert_eq!(ended.code(), Some(137));
+    assert!(writing.join().unwrap().is_err());
+    assert_eq!(home.left(), 0);
+}

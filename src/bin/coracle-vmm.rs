@@ -13,10 +13,10 @@ use std::sync::Arc;
 use coracle::failure::{EXIT_FAILURE, Failure};
 use coracle::signals;
 use coracle::vmm::clock::monotonic_ns;
-use coracle::vmm::config::MachineConfig;
 use coracle::vmm::control::{Connection, Event};
 use coracle::vmm::machine;
 use coracle::vmm::run::{self, Company};
+use coracle::vmm::snapshot::{self, Launch};
 use coracle::vmm::stages::{Stage, Stages};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -39,25 +39,28 @@ fn main() -> ExitCode {
 }
 
 fn start(owner: &mut Option<Connection>, started: u64) -> Result<u8, Failure> {
-    let config = match std::env::args_os().collect::<Vec<_>>().as_slice() {
+    let mut launch = match std::env::args_os().collect::<Vec<_>>().as_slice() {
         [_, flag, number] if flag == "--control-fd" => from_owner(owner, number.to_str())?,
         [_, flag, path] if flag == "--config" => from_file(Path::new(path))?,
         _ => return Err(Failure::new("cannot start", "arguments are missing or unknown", USAGE)),
     };
     let news = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
     let news = news.map_err(|error| Failure::new("cannot start", error, "raise the limit of open files"))?;
-    let stages = Arc::new(Stages::new(config.launched_ns.or(Some(started)), Arc::clone(&news)));
+    let stages = Arc::new(Stages::new(launch.launched_ns().or(Some(started)), Arc::clone(&news)));
     stages.mark(Stage::ProcessStart);
     let ended_by = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
     let signals = signals::readable(&ended_by)
         .map_err(|error| Failure::new("cannot catch signals", error, "raise the limit of open files (`ulimit -n`)"))?;
-    let listener = config.control.as_deref().map(listen).transpose()?;
-    let machine = machine::build(config, stages, news)?;
+    let listener = launch.control().map(|path| listen(path)).transpose()?;
+    let machine = match launch {
+        Launch::Boot(config) => machine::build(*config, stages, news)?,
+        Launch::Restore(config) => snapshot::restore(&config, stages, news)?,
+    };
     let company = Company { owner: owner.take(), listener, signals };
     run::run(machine, company).map(|end| end.exit_code())
 }
 
-fn from_owner(owner: &mut Option<Connection>, number: Option<&str>) -> Result<MachineConfig, Failure> {
+fn from_owner(owner: &mut Option<Connection>, number: Option<&str>) -> Result<Launch, Failure> {
     let bad = |error: &dyn std::fmt::Display| Failure::new("cannot take the control socket", error, USAGE);
     let number = number.and_then(|number| number.parse().ok()).ok_or_else(|| bad(&"not a number"))?;
     let stream = run::adopt_owner(number).map_err(|error| bad(&error))?;
@@ -68,16 +71,16 @@ fn from_owner(owner: &mut Option<Connection>, number: Option<&str>) -> Result<Ma
     parse(&line)
 }
 
-fn from_file(path: &Path) -> Result<MachineConfig, Failure> {
+fn from_file(path: &Path) -> Result<Launch, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::new(format!("cannot read {}", path.display()), error, "the path of a configuration file")
     })?;
     parse(&text)
 }
 
-fn parse(text: &str) -> Result<MachineConfig, Failure> {
-    let advice = "see `MachineConfig` in src/vmm/config.rs for the fields";
-    serde_json::from_str(text).map_err(|error| Failure::new("cannot use the configuration", error, advice))
+fn parse(text: &str) -> Result<Launch, Failure> {
+    let advice = "see `MachineConfig` and `RestoreConfig` in src/vmm for the fields";
+    Launch::parse(text).map_err(|error| Failure::new("cannot use the configuration", error, advice))
 }
 
 /// Binds the control socket for others than the owner; a file that is there already is somebody else's.

@@ -31,6 +31,7 @@ mod rmi;
 mod run;
 mod save;
 mod session;
+mod snapshot;
 mod start;
 mod stats;
 mod stop;
@@ -65,6 +66,8 @@ const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle its
 enum Verb {
     /// Boot a guest from a kernel image.
     Boot(Box<boot::BootArgs>),
+    /// Take snapshots of microVMs, and look at them.
+    Snapshot(snapshot::SnapshotArgs),
     /// Run a program from an image in a microVM of its own.
     Run(Box<run::RunArgs>),
     /// Make a container, to be started later.
@@ -154,6 +157,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
         Verb::Boot(args) => boot::run(&args),
+        Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Create(args) => create::run(&args),
         Verb::Start(args) => start::run(&args),

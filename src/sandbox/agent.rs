@@ -10,11 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Resize, Shutdown,
-    ShutdownMode, Signal, Start, Streams, Usage, WindowSize, connect_hybrid_vsock, read_frame, write_frame,
+    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
+    Shutdown, ShutdownMode, Signal, Start, Streams, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
+    write_frame,
 };
 
 use crate::failure::{EXIT_FAILURE, Failure};
+use crate::vmm::clock::realtime_ns;
+use crate::vmm::devices::virtio::rng::random;
 
 /// How long an agent may take for one step, such as mounting the image and starting a program.
 const STEP: Duration = Duration::from_secs(120);
@@ -24,6 +27,9 @@ const TOLD: Duration = Duration::from_secs(5);
 const MAX_PASSED_OVER: u32 = 64;
 /// Ports below are for what is agreed upon, such as the agent's own.
 const FIRST_PORT: u32 = 1 << 16;
+/// Random bytes for a guest that is to be one of its own: the size of its generator's key.
+const ENTROPY: usize = 32;
+const NOT_RENEWED: &str = "cannot make the restored guest one of its own";
 /// How many ports are tried before one is found that is free.
 const PORTS_TRIED: u32 = 64;
 /// Exit statuses of the shell, and Docker, for a program that cannot be executed and for one that is not there.
@@ -145,6 +151,18 @@ impl Agent {
 }
 
 impl Agent {
+    /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, and its name where
+    /// one is given. To be done before anything is started in it.
+    ///
+    /// # Errors
+    /// The agent cannot, or has gone; or this host has no randomness.
+    pub fn renew(&mut self, hostname: Option<&str>) -> Result<(), Failure> {
+        let mut entropy = vec![0; ENTROPY];
+        random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
+        let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname: hostname.map(Text::new) };
+        self.ask(NOT_RENEWED, &Message::Renew(renew)).map(drop)
+    }
+
     /// Stops all processes of the container where they are, or lets them go on.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::bus::Bus;
 use super::config::{ConsoleKind, MachineConfig};
 use super::devices::console_output::ConsoleOutput;
 use super::devices::exit::ExitLine;
-use super::devices::legacy::{AcpiPower, Cmos, FixedPort, I8042, PvPanic, Serial};
+use super::devices::legacy::{AcpiPower, Cmos, FixedPort, I8042, PvPanic, Serial, SerialState};
 use super::devices::virtio::VirtioDevice;
 use super::devices::virtio::balloon::{Balloon, BalloonHandle};
 use super::devices::virtio::block::Block;
@@ -166,6 +166,19 @@ impl SerialConsole {
         // What an owner hands over is its end of a socket; a terminal of our own would be shared with the shell.
         set_nonblocking(libc::STDIN_FILENO);
         Ok(Self { port })
+    }
+
+    /// The port's registers.
+    pub fn state(&self) -> SerialState {
+        self.port.state()
+    }
+
+    /// Takes up where another port was.
+    ///
+    /// # Errors
+    /// See [`Serial::restore`].
+    pub fn restore(&self, saved: &SerialState) -> std::io::Result<()> {
+        self.port.restore(saved)
     }
 
     /// Where input comes from.

@@ -13,6 +13,12 @@ pub fn process_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
+/// `CLOCK_REALTIME`, in nanoseconds since 1970, UTC.
+pub fn realtime_ns() -> u64 {
+    let (seconds, nanoseconds) = read(libc::CLOCK_REALTIME);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
 /// Seconds since 1970, UTC.
 pub fn utc_seconds() -> u64 {
     read(libc::CLOCK_REALTIME).0

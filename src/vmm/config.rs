@@ -40,7 +40,7 @@ impl ConsoleKind {
 }
 
 /// A microVM.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
     /// ELF `vmlinux` or `bzImage`.
@@ -125,7 +125,8 @@ impl MachineConfig {
         Ok(())
     }
 
-    fn virtio_devices(&self) -> usize {
+    /// Number of virtio devices.
+    pub fn virtio_devices(&self) -> usize {
         let one = |there: bool| usize::from(there);
         let console = self.console == ConsoleKind::Virtio;
         let single = one(self.vsock.is_some()) + one(self.rng) + one(self.balloon) + one(console);

@@ -5,10 +5,16 @@
 //! as the first line, and gets [`Event`]s. When it closes the socket, the VM stops: nothing outlives its owner. Others
 //! connect to the listening socket, where one was asked for, and get replies only.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,6 +27,9 @@ use crate::failure::Failure;
 const MAX_LINE: usize = 1 << 20;
 /// Bytes kept for a client that does not read; a client further behind is cut off.
 const MAX_BACKLOG: usize = 4 << 20;
+
+/// Descriptors that come with a request: those of a snapshot's two files.
+const MAX_DESCRIPTORS: usize = 2;
 
 /// What a VMM tells its owner unasked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -54,6 +63,9 @@ pub enum Request {
     Pause,
     /// Lets a paused guest go on.
     Resume,
+    /// Takes a snapshot, with the guest paused meanwhile. Two descriptors come with it: empty files for the state and for
+    /// the memory, open for reading and writing.
+    Snapshot,
     /// Ends the VM at once.
     Stop,
     /// Sets the balloon: memory that the guest is to give back.
@@ -76,9 +88,28 @@ impl Request {
     /// # Errors
     /// The socket's: the VMM has gone.
     pub fn send(&self, mut vmm: &UnixStream) -> io::Result<()> {
+        vmm.write_all(&self.line()?)
+    }
+
+    /// Sends it with descriptors.
+    ///
+    /// # Errors
+    /// As [`Request::send`].
+    pub fn send_with(&self, vmm: &UnixStream, files: [&File; MAX_DESCRIPTORS]) -> io::Result<()> {
+        let line = self.line()?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let files = files.map(|file| file.as_fd());
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let sent = sendmsg(vmm, &[IoSlice::new(&line)], &mut control, SendFlags::NOSIGNAL)?;
+        let mut vmm = vmm;
+        vmm.write_all(line.get(sent..).unwrap_or_default())
+    }
+
+    fn line(&self) -> io::Result<Vec<u8>> {
         let mut line = serde_json::to_vec(self)?;
         line.push(b'\n');
-        vmm.write_all(&line)
+        Ok(line)
     }
 }
 
@@ -97,6 +128,8 @@ pub enum Reply {
 pub struct Connection {
     stream: UnixStream,
     incoming: Vec<u8>,
+    /// Descriptors that have come and have not been taken.
+    descriptors: Vec<OwnedFd>,
     outgoing: Vec<u8>,
 }
 
@@ -107,7 +140,7 @@ impl Connection {
     /// Where it cannot be made non-blocking.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, incoming: Vec::new(), outgoing: Vec::new() })
+        Ok(Self { stream, incoming: Vec::new(), descriptors: Vec::new(), outgoing: Vec::new() })
     }
 
     /// Reads what there is; gives complete lines.
@@ -118,7 +151,7 @@ impl Connection {
         let mut buffer = [0; 4096];
         let mut gone = false;
         loop {
-            match self.stream.read(&mut buffer) {
+            match self.read(&mut buffer) {
                 Ok(0) => gone = true,
                 Ok(count) => self.incoming.extend(buffer.iter().take(count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -138,6 +171,26 @@ impl Connection {
             lines.push(line);
         }
         if gone && lines.is_empty() { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(lines) }
+    }
+
+    /// Reads bytes, and keeps the descriptors that come with them; those beyond [`MAX_DESCRIPTORS`] are closed.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let read = recvmsg(&self.stream, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.descriptors.extend(descriptors);
+            }
+        }
+        self.descriptors.truncate(MAX_DESCRIPTORS);
+        Ok(read.bytes)
+    }
+
+    /// The files that came with a request, where there were two.
+    pub fn take_files(&mut self) -> Option<[File; MAX_DESCRIPTORS]> {
+        let files: Vec<_> = self.descriptors.drain(..).map(File::from).collect();
+        files.try_into().ok()
     }
 
     /// Sends `message` as one line, as far as the client reads; the rest waits for [`Connection::flush`].

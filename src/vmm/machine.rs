@@ -26,7 +26,7 @@ use super::memory::{self, Ram};
 use super::stages::{Stage, Stages};
 use super::stats::VcpuStats;
 use super::vcpu::{Failed, Shared, VcpuEnd, Vcpus};
-use super::vm::Vm;
+use super::vm::{Vm, VmError};
 use crate::failure::Failure;
 
 /// A microVM whose vCPUs wait to be let go.
@@ -53,12 +53,14 @@ pub struct Machine {
     pub serial: Option<SerialConsole>,
     /// Ways into devices.
     pub handles: Handles,
-    kernel: KernelImage,
+    /// Of a VM that was booted: the names in it.
+    kernel: Option<KernelImage>,
     command_line: String,
     host: Host,
     buses: [Arc<Bus>; 2],
+    ram: Arc<Ram>,
     /// Closing its descriptor disconnects every interrupt line, though the vCPUs run on.
-    _vm: Vm,
+    vm: Vm,
 }
 
 /// Puts the VM of `config` together, up to where its vCPUs can run.
@@ -87,11 +89,13 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         let loaded = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Failure>((loaded, wired?))
     })?;
-    let Wired { vm, vcpus, mmio, transports, places, events, device_events } = wired;
-    let command_line = command_line(&config, &host, &places)?;
+    for (id, vcpu) in wired.vcpus.iter().enumerate() {
+        arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
+    }
+    let command_line = command_line(&config, &host, &wired.places)?;
     let topology = boot::Topology {
         cpus,
-        virtio: &places,
+        virtio: &wired.places,
         generation_id: Some(generation_id()?),
         pvpanic: true,
         serial: attached.serial.is_some(),
@@ -100,12 +104,32 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     kernel.release();
     stages.mark(Stage::KernelLoaded);
 
-    if let Some(first) = vcpus.first() {
+    if let Some(first) = wired.vcpus.first() {
         arch::registers::enter(first, &ram, &entry)
             .map_err(|error| Failure::new("cannot set the guest's entry", error, "a larger `--memory`"))?;
-        if let Ok(counters) = VcpuStats::open(first) {
-            stages.count_with(counters);
-        }
+    }
+    assemble(config, Some(kernel), command_line.to_string(), host, attached, wired, ram, stages, news)
+}
+
+/// Starts the threads of a VM that is ready to run, and holds them.
+///
+/// # Errors
+/// There is no thread to be had.
+#[allow(clippy::too_many_arguments, reason = "each is a part of the machine, moved into it")]
+pub(super) fn assemble(
+    config: MachineConfig,
+    kernel: Option<KernelImage>,
+    command_line: String,
+    host: Host,
+    attached: Attached,
+    wired: Wired,
+    ram: Arc<Ram>,
+    stages: Arc<Stages>,
+    news: Arc<EventFd>,
+) -> Result<Machine, Failure> {
+    let Wired { vm, vcpus, mmio, transports, places: _, events, device_events } = wired;
+    if let Some(Ok(counters)) = vcpus.first().map(VcpuStats::open) {
+        stages.count_with(counters);
     }
     let buses = [Arc::new(attached.ports), Arc::new(mmio)];
     let failed = Arc::<OnceLock<Box<Failed>>>::default();
@@ -124,31 +148,35 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         serial: attached.serial.map(|(console, _)| console),
         handles: attached.handles,
         kernel,
-        command_line: command_line.to_string(),
+        command_line,
         host,
         buses,
-        _vm: vm,
+        ram,
+        vm,
         config,
     })
 }
 
 /// A VM with its memory and devices, but nothing in either yet.
-struct Wired {
-    vm: Vm,
-    vcpus: Vec<VcpuFd>,
+pub(super) struct Wired {
+    pub(super) vm: Vm,
+    pub(super) vcpus: Vec<VcpuFd>,
     mmio: Bus,
-    transports: Vec<Arc<Transport>>,
+    pub(super) transports: Vec<Arc<Transport>>,
     places: Vec<MmioDevice>,
     events: Arc<EventLoop>,
     device_events: Arc<EventLoop>,
 }
 
 /// Makes the VM, and connects what is attached to it.
-fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
+///
+/// # Errors
+/// What KVM or the system refuses.
+pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
-    let mut vm = Vm::new(&kvm, fd, ram).map_err(refused)?;
+    let mut vm = Vm::new(kvm, fd, ram).map_err(refused)?;
     place_pmem(&mut vm, attached, ram)?;
     stages.mark(Stage::MemoryReady);
 
@@ -175,13 +203,16 @@ fn no_thread(error: std::io::Error) -> Failure {
 }
 
 /// A VM generation ID that no other VM has.
-fn generation_id() -> Result<u128, Failure> {
+///
+/// # Errors
+/// The system has no randomness.
+pub(super) fn generation_id() -> Result<u128, Failure> {
     let mut id = [0; 16];
     random(&mut id).map_err(|error| Failure::new("cannot identify the microVM", error, "a newer host kernel"))?;
     Ok(u128::from_le_bytes(id))
 }
 
-fn refused(error: super::vm::VmError) -> Failure {
+fn refused(error: VmError) -> Failure {
     let advice = "run `coracle doctor` to see what this host's KVM can do";
     Failure::new(format!("cannot make the microVM: {}", error.what), error.source, advice)
 }
@@ -287,12 +318,9 @@ impl Machine {
         let failed = self.failed.get()?;
         let mut failure = failed.failure.clone();
         if let Some(rip) = failed.rip {
-            let symbol = self
-                .kernel
-                .symbols()
-                .ok()
-                .flatten()
-                .and_then(|symbols| symbols.find(rip).map(|(name, offset)| format!("{name}+{offset:#x}")));
+            let symbols = self.kernel.as_ref().and_then(|kernel| kernel.symbols().ok().flatten());
+            let symbol =
+                symbols.and_then(|symbols| symbols.find(rip).map(|(name, offset)| format!("{name}+{offset:#x}")));
             let place = symbol.map_or_else(|| format!("{rip:#x}"), |symbol| format!("{rip:#x} ({symbol})"));
             failure.why = format!("{}, at {place}", failure.why);
         }
@@ -310,6 +338,31 @@ impl Machine {
         self.buses.iter().map(|bus| bus.unclaimed()).sum()
     }
 
+    /// KVM's side of it.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// What it is made of.
+    pub fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// What its kernel was told, or the kernel of the VM that it is a clone of.
+    pub fn command_line(&self) -> &str {
+        &self.command_line
+    }
+
+    /// What it runs on.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
     /// Shape of the VM, for the control socket.
     pub fn info(&self) -> Map<String, Value> {
         let devices: Vec<_> = self.transports.iter().map(|transport| transport.metrics().0).collect();
@@ -317,7 +370,7 @@ impl Machine {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "host": self.host.to_string(),
-            "kernel": self.kernel.description(),
+            "kernel": self.kernel.as_ref().map(KernelImage::description),
             "command_line": self.command_line,
             "cpus": self.config.cpus,
             "memory_mib": self.config.memory_mib,

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::clock::monotonic_ns;
-use super::config::MachineConfig;
+use super::snapshot::Launch;
 use crate::failure::Failure;
 
 /// Name of the VMM's program; it lies beside ours unless `CORACLE_VMM` says otherwise.
@@ -29,11 +29,12 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Starts a VMM for `config`; it stops when this is dropped.
+    /// Starts a VMM for a `MachineConfig` or a `RestoreConfig`; it stops when this is dropped.
     ///
     /// # Errors
     /// The program is missing or cannot be started.
-    pub fn start(mut config: MachineConfig) -> Result<Self, Failure> {
+    pub fn start(launch: impl Into<Launch>) -> Result<Self, Failure> {
+        let mut launch = launch.into();
         let program = program();
         let what = || format!("cannot start {}", program.display());
         let failed =
@@ -52,13 +53,13 @@ impl Vmm {
         unsafe {
             command.pre_exec(move || hand_over(its_fd));
         }
-        config.launched_ns = Some(monotonic_ns());
+        *launch.launched_ns() = Some(monotonic_ns());
         let child = command.spawn().map_err(failed)?;
         drop(its_control);
-        let sockets = config.vsock.iter().map(|vsock| vsock.path.clone()).chain(config.control.clone()).collect();
+        let sockets =
+            launch.vsock().map(|vsock| vsock.path.clone()).into_iter().chain(launch.control().cloned()).collect();
         let mut vmm = Self { child, control, console, sockets };
-        let mut line = serde_json::to_vec(&config).map_err(|error| failed(error.into()))?;
-        line.push(b'\n');
+        let line = launch.line().map_err(|error| failed(error.into()))?;
         // One that has died at once is told by its exit status, not by the broken pipe.
         let _ = vmm.control.write_all(&line);
         Ok(vmm)

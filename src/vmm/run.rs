@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The life of a running microVM: one thread that waits for devices, clients, signals, and the guest's end.
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use super::control::{Connection, Event, Reply, Request};
 use super::devices::exit::GuestEnd;
 use super::event_loop::Token;
 use super::machine::Machine;
+use super::snapshot;
 use crate::failure::Failure;
 
 /// Numbers of the machine's own descriptors in its event set; clients follow from [`CLIENTS`] on.
@@ -272,6 +274,7 @@ impl Runner {
         let Ok(lines) = client.receive() else { return false };
         lines.iter().all(|line| {
             let reply = match serde_json::from_slice::<Request>(line) {
+                Ok(Request::Snapshot) => self.snapshot(client.take_files()),
                 Ok(request) => self.answer(&request),
                 Err(error) => Reply::Error(format!("not a request: {error}")),
             };
@@ -293,8 +296,9 @@ impl Runner {
                     self.paused = true;
                     done
                 }
-                Err(error) => Reply::Error(format!("a vCPU does not stop: {error}")),
+                Err(error) => Reply::Error(does_not_stop(&error)),
             },
+            Request::Snapshot => self.snapshot(None),
             Request::Resume => {
                 self.paused = false;
                 self.machine.vcpus.resume();
@@ -320,6 +324,27 @@ impl Runner {
         }
     }
 
+    /// Takes a snapshot into these files; a guest that ran goes on.
+    fn snapshot(&mut self, files: Option<[File; 2]>) -> Reply {
+        let Some([state, memory]) = files else {
+            return Reply::Error(
+                "a snapshot needs two descriptors with the request: of its state and of its memory".into(),
+            );
+        };
+        if let Err(error) = self.machine.vcpus.pause() {
+            return Reply::Error(does_not_stop(&error));
+        }
+        let taken = snapshot::take(&self.machine, &state, &memory);
+        if !self.paused {
+            self.machine.vcpus.resume();
+        }
+        match taken.map(|taken| serde_json::to_value(&taken)) {
+            Ok(Ok(taken)) => Reply::Ok(taken),
+            Ok(Err(error)) => Reply::Error(error.to_string()),
+            Err(error) => Reply::Error(error.to_string()),
+        }
+    }
+
     fn metrics(&self) -> Map<String, Value> {
         let mut metrics = Map::new();
         let counters = self.machine.stages.counters();
@@ -339,6 +364,10 @@ impl Runner {
         }
         metrics
     }
+}
+
+fn does_not_stop(error: &std::io::Error) -> String {
+    format!("a vCPU does not stop: {error}")
 }
 
 /// Connects the owner's socket, which it handed over as descriptor number `fd`.

@@ -25,6 +25,8 @@ pub enum Stage {
     MemoryReady,
     /// The kernel is in guest memory and the vCPUs are at its entry.
     KernelLoaded,
+    /// vCPUs and devices are where the snapshot has them.
+    Restored,
     /// The first vCPU enters the guest.
     FirstRun,
     /// The guest has written its first byte to the console.

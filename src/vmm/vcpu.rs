@@ -7,12 +7,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kvm_bindings::kvm_run;
+use kvm_bindings::{MsrList, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use super::arch::state::{StateError, VcpuState};
 use super::bus::Bus;
 use super::memory::Ram;
 use crate::failure::Failure;
@@ -69,6 +70,11 @@ struct Control {
     command: Command,
     /// vCPUs that wait, and so do not run the guest.
     holding: usize,
+    /// vCPUs that will never run again.
+    ended: usize,
+    /// What a vCPU that holds is to tell its state with, and what those have told that did.
+    wanted: Option<Arc<MsrList>>,
+    states: Vec<Option<Result<VcpuState, StateError>>>,
     /// vCPUs whose threads are to record where the guest is.
     sample: Vec<bool>,
     samples: Vec<Sample>,
@@ -127,7 +133,15 @@ impl Vcpus {
     pub fn start(fds: Vec<VcpuFd>, shared: Arc<Shared>) -> io::Result<Self> {
         register_signal_handler(SIGRTMIN(), kick_handler).map_err(io::Error::from)?;
         let count = fds.len();
-        let control = Control { command: Command::Hold, holding: 0, sample: vec![false; count], samples: Vec::new() };
+        let control = Control {
+            command: Command::Hold,
+            holding: 0,
+            ended: 0,
+            wanted: None,
+            states: Vec::new(),
+            sample: vec![false; count],
+            samples: Vec::new(),
+        };
         let signal = Arc::new(Signal { control: Mutex::new(control), changed: Condvar::new() });
         let mut vcpus = Self { signal, threads: Vec::with_capacity(count) };
         for (number, fd) in fds.into_iter().enumerate() {
@@ -156,6 +170,23 @@ impl Vcpus {
         let (_control, waited) =
             self.signal.changed.wait_timeout_while(control, ANSWER, running).unwrap_or_else(PoisonError::into_inner);
         if waited.timed_out() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    /// Takes the state of all vCPUs, which hold; each tells its own, since KVM would have to move it between threads.
+    ///
+    /// # Errors
+    /// The guest has ended or a vCPU does not answer, in words; KVM's.
+    pub fn states(&self, list: MsrList) -> Result<Vec<VcpuState>, StateError> {
+        let mut control = self.signal.lock();
+        control.states = std::iter::repeat_with(|| None).take(self.threads.len()).collect();
+        control.wanted = Some(Arc::new(list));
+        self.signal.changed.notify_all();
+        let missing = |control: &mut Control| control.ended == 0 && control.states.iter().any(Option::is_none);
+        let (mut control, _) =
+            self.signal.changed.wait_timeout_while(control, ANSWER, missing).unwrap_or_else(PoisonError::into_inner);
+        control.wanted = None;
+        let states = std::mem::take(&mut control.states);
+        states.into_iter().map(|state| state.unwrap_or(Err(StateError::Silent))).collect()
     }
 
     /// Asks every running vCPU where it is; what they tell comes with [`Vcpus::take_samples`].
@@ -248,11 +279,26 @@ impl Vcpu {
                 Command::Hold => {
                     control.holding += 1;
                     self.signal.changed.notify_all();
-                    let held = |control: &mut Control| control.command == Command::Hold;
+                    let held = |control: &mut Control| control.command == Command::Hold && !self.is_asked(control);
                     control = self.signal.changed.wait_while(control, held).unwrap_or_else(PoisonError::into_inner);
                     control.holding -= 1;
+                    self.tell_state(&mut control);
                 }
             }
+        }
+    }
+
+    /// Whether this vCPU's state is wanted and has not been told.
+    fn is_asked(&self, control: &Control) -> bool {
+        control.wanted.is_some() && control.states.get(self.number).is_some_and(Option::is_none)
+    }
+
+    fn tell_state(&self, control: &mut Control) {
+        if self.is_asked(control)
+            && let Some(list) = control.wanted.clone()
+            && let Some(place) = control.states.get_mut(self.number)
+        {
+            *place = Some(VcpuState::take(&self.fd, &list));
         }
     }
 
@@ -260,6 +306,7 @@ impl Vcpu {
     fn hold_to_the_end(&self) {
         let mut control = self.signal.lock();
         control.holding += 1;
+        control.ended += 1;
         self.signal.changed.notify_all();
         let held = |control: &mut Control| control.command != Command::Stop;
         drop(self.signal.changed.wait_while(control, held).unwrap_or_else(PoisonError::into_inner));

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, MsrList, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::arch;
+use super::arch::state::VmState;
 use super::devices::virtio::pmem::ReadOnlyMapping;
 use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 use super::memory::Ram;
@@ -31,6 +32,8 @@ fn doing(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError {
 /// A VM without vCPUs or memory yet.
 pub struct Vm {
     fd: VmFd,
+    /// For what a snapshot has to ask of KVM itself.
+    kvm: Kvm,
     cpuid: CpuId,
     tsc_deadline: bool,
     slots: u32,
@@ -47,14 +50,14 @@ impl Vm {
     ///
     /// # Errors
     /// KVM's, with what was being done.
-    pub fn new(kvm: &Kvm, fd: VmFd, ram: &Arc<Ram>) -> Result<Self, VmError> {
+    pub fn new(kvm: Kvm, fd: VmFd, ram: &Arc<Ram>) -> Result<Self, VmError> {
         // Only Intel processors without "unrestricted guest" use these, and the addresses have to be set before vCPUs.
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(doing("placing the identity map"))?;
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(doing("placing the task state segment"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("asking for the supported CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let mut vm = Self { fd, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() };
+        let mut vm = Self { fd, kvm, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() };
         vm.add_ram(ram)?;
         vm.fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
         Ok(vm)
@@ -119,7 +122,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Makes the vCPUs, in reset.
+    /// Makes the vCPUs, with their CPUID and, but for that, as KVM makes them.
     ///
     /// # Errors
     /// KVM's.
@@ -127,9 +130,38 @@ impl Vm {
         let create = |id: u8| {
             let vcpu = self.fd.create_vcpu(id.into()).map_err(doing("creating a vCPU"))?;
             let cpuid = arch::cpuid::for_vcpu(&self.cpuid, id, count, self.tsc_deadline);
-            arch::prepare_vcpu(&vcpu, id, &cpuid).map_err(|(what, source)| VmError { what, source })?;
+            vcpu.set_cpuid2(&cpuid).map_err(doing("CPUID"))?;
             Ok(vcpu)
         };
         (0..count).map(create).collect()
+    }
+
+    /// What KVM supports of CPUID on this host.
+    pub fn supported_cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Model-specific registers that a vCPU of this host has.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn msr_list(&self) -> Result<MsrList, VmError> {
+        self.kvm.get_msr_index_list().map_err(doing("asking for model-specific registers"))
+    }
+
+    /// Takes the state of interrupt controllers and clock, while no vCPU runs.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn state(&self) -> Result<VmState, arch::state::StateError> {
+        VmState::take(&self.fd)
+    }
+
+    /// Gives interrupt controllers and clock this state; vCPUs get theirs before.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn set_state(&self, state: &VmState) -> Result<(), arch::state::StateError> {
+        state.put(&self.fd)
     }
 }

@@ -15,7 +15,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::Pid;
 
 use crate::guest::{Guest, Question};
-use crate::{facts, mounts, sys, terminal};
+use crate::{facts, mounts, renewal, sys, terminal};
 
 /// Bytes read at once between frames. Also bounds what waits to be sent: nothing is read while something does.
 const CHUNK: usize = 2048;
@@ -166,6 +166,10 @@ impl Connection {
                 self.say(id, &Message::Ack);
                 return Outcome::End(shutdown);
             }
+            Ok(Message::Renew(renew)) => match renewal::renew(&renew) {
+                Ok(()) => self.say(id, &Message::Ack),
+                Err(error) => self.say_error(id, ErrorCode::FAILED, &format!("renewing the guest failed: {error}")),
+            },
             Ok(Message::Start(start)) => self.start(id, &start, guest),
             Ok(Message::Signal(Signal { signal, all: true, .. })) => self.ask(id, Question::SignalAll(signal), guest),
             Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {

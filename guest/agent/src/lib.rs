@@ -28,6 +28,7 @@ mod network;
 mod news;
 mod power;
 mod program;
+mod renewal;
 mod rootfs;
 mod settings;
 mod signals;

@@ -15,6 +15,7 @@ const KILL: usize = 62;
 const RT_SIGPROCMASK: usize = 14;
 const RT_SIGTIMEDWAIT: usize = 128;
 const UNSHARE: usize = 272;
+const CLOCK_SETTIME: usize = 227;
 const CLOCK_GETTIME: usize = 228;
 const EXIT_GROUP: usize = 231;
 const PRLIMIT64: usize = 302;
@@ -22,6 +23,7 @@ const CLONE3: usize = 435;
 const CLOSE_RANGE: usize = 436;
 const SIGNALFD4: usize = 289;
 
+const CLOCK_REALTIME: usize = 0;
 const CLOCK_BOOTTIME: usize = 7;
 const SIG_SETMASK: usize = 2;
 /// Bytes of the kernel's `sigset_t`.
@@ -204,6 +206,35 @@ pub fn uptime_ms() -> u64 {
     let _ = unsafe { call(CLOCK_GETTIME, CLOCK_BOOTTIME, (&raw mut time).addr(), 0, 0) };
     let [seconds, nanoseconds] = time;
     seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
+}
+
+/// Sets the time of day, in nanoseconds since 1970. Other clocks go on as they are.
+pub fn set_clock(realtime_ns: u64) -> Result<()> {
+    let time = [realtime_ns / 1_000_000_000, realtime_ns % 1_000_000_000];
+    // SAFETY: `time` has the layout of a 64-bit `struct timespec` and is valid for the call.
+    unsafe { call(CLOCK_SETTIME, CLOCK_REALTIME, (&raw const time).addr(), 0, 0) }.map(drop)
+}
+
+/// Gives the kernel's generator a `struct rand_pool_info` (`random(4)`, RNDADDENTROPY).
+pub fn add_entropy(device: &OwnedFd, request: &[u8]) -> Result<()> {
+    const RNDADDENTROPY: usize = 0x4008_5203;
+    let fd = usize::try_from(device.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    let length = request.get(4..8).and_then(|field| field.try_into().ok()).map(i32::from_ne_bytes);
+    if length.and_then(|length| usize::try_from(length).ok()).and_then(|length| length.checked_add(8))
+        != Some(request.len())
+    {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: the request is as long as its length field says, which is what the kernel reads, and valid for the call.
+    unsafe { call(IOCTL, fd, RNDADDENTROPY, request.as_ptr().addr(), 0) }.map(drop)
+}
+
+/// Has the kernel's generator take a new key from what it was given (`random(4)`, RNDRESEEDCRNG).
+pub fn reseed(device: &OwnedFd) -> Result<()> {
+    const RNDRESEEDCRNG: usize = 0x5207;
+    let fd = usize::try_from(device.as_raw_fd()).map_err(|_| Errno::BADF)?;
+    // SAFETY: the request takes no argument.
+    unsafe { call(IOCTL, fd, RNDRESEEDCRNG, 0, 0) }.map(drop)
 }
 
 /// Without a console the kernel leaves descriptors 0 to 2 free, and the first that is opened would be taken for standard

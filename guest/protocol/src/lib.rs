@@ -42,6 +42,7 @@ mod hybrid_vsock;
 mod message;
 mod ports;
 mod process;
+mod renew;
 mod statistics;
 #[cfg(feature = "std")]
 mod stream;
@@ -57,6 +58,7 @@ pub use message::{
 };
 pub use ports::*;
 pub use process::{Ended, EndedBy, Process, Resize, ResourceLimit, Signal, Start, Streams, WindowSize};
+pub use renew::Renew;
 pub use statistics::{ProcessFacts, Processes, Usage};
 #[cfg(feature = "std")]
 pub use stream::{CallError, Channel, ReadError, read_frame, write_frame};

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ended, Frame, FrameError, Processes, Resize, Signal, Start, Text, Usage, Versions};
+use crate::{Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -25,6 +25,7 @@ pub enum MessageType {
     Error = 0x06,
     Prepare = 0x10,
     Shutdown = 0x11,
+    Renew = 0x12,
     Start = 0x20,
     Started = 0x21,
     Ended = 0x22,
@@ -58,6 +59,8 @@ pub enum Message {
     /// Host: end the guest. Answered by `Ack` at once; the agent then waits up to 100 ms for the host to close the
     /// connection, so that the `Ack` is not lost with the machine.
     Shutdown(Shutdown),
+    /// Host: the guest has been restored from a snapshot, and becomes one of its own. Answered by `Ack` when it is.
+    Renew(Renew),
     /// Host: start a process. Answered by `Started` once the program runs, and by `Ended`, with the same id, at its end.
     Start(Box<Start>),
     /// The program of the `Start` with this id runs.
@@ -231,6 +234,7 @@ impl Message {
             Self::Error(_) => MessageType::Error,
             Self::Prepare => MessageType::Prepare,
             Self::Shutdown(_) => MessageType::Shutdown,
+            Self::Renew(_) => MessageType::Renew,
             Self::Start(_) => MessageType::Start,
             Self::Started => MessageType::Started,
             Self::Ended(_) => MessageType::Ended,
@@ -256,6 +260,7 @@ impl Message {
             Self::Ping(body) | Self::Pong(body) => encode(body),
             Self::Error(body) => encode(body),
             Self::Shutdown(body) => encode(body),
+            Self::Renew(body) => encode(body),
             Self::Start(body) => encode(body),
             Self::Ended(body) => encode(body),
             Self::Signal(body) => encode(body),
@@ -295,6 +300,7 @@ impl Message {
             t if t == MessageType::Error as u8 => Self::Error(decode(frame)?),
             t if t == MessageType::Prepare as u8 => Self::Prepare,
             t if t == MessageType::Shutdown as u8 => Self::Shutdown(decode(frame)?),
+            t if t == MessageType::Renew as u8 => Self::Renew(decode(frame)?),
             t if t == MessageType::Start as u8 => Self::Start(decode(frame)?),
             t if t == MessageType::Started as u8 => Self::Started,
             t if t == MessageType::Ended as u8 => Self::Ended(decode(frame)?),

@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use coracle_protocol::{
     Address, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError, HEADER_LEN,
     Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Ping, Process, ProcessFacts, Processes,
-    ReadError, Ready, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl, Text,
-    Upper, Usage, Versions, WindowSize, read_frame, write_frame,
+    ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl,
+    Text, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
@@ -31,6 +31,8 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), text()).prop_map(|(code, message)| Message::Error(Failure { code: ErrorCode(code), message })),
         Just(Message::Prepare),
         (mode, any::<u32>()).prop_map(|(mode, grace_ms)| Message::Shutdown(Shutdown { mode, grace_ms })),
+        (bytes(), any::<u64>(), prop::option::of(text()))
+            .prop_map(|(entropy, realtime_ns, hostname)| Message::Renew(Renew { entropy, realtime_ns, hostname })),
         start().prop_map(|start| Message::Start(Box::new(start))),
         Just(Message::Started),
         any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {

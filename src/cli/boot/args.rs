@@ -11,6 +11,7 @@ use coracle::vmm::devices::virtio::block::BlockConfig;
 use coracle::vmm::devices::virtio::net::{NetBackend, NetConfig};
 use coracle::vmm::devices::virtio::pmem::PmemConfig;
 use coracle::vmm::devices::virtio::vsock::VsockConfig;
+use coracle::vmm::snapshot::{self, MEMORY_FILE, RestoreConfig};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,18 +20,41 @@ Examples:
   coracle boot vmlinux --initrd i.cpio --net tap=tap0 --vsock /tmp/vm.sock --cpus 2 --memory 512M
   coracle boot vmlinux --initrd i.cpio --console none --timings=json
   coracle boot vmlinux --initrd i.cpio --profile=boot.svg
+  coracle boot --restore ready --vsock /tmp/clone.sock   a clone of a snapshot
 
 On the console, Ctrl-] ends the VM.
 
 Exit status: 0 the guest switched itself off, 100 it asked for a reboot, 101 its kernel panicked,
 102 it ended in a triple fault, 103 it was stopped from outside, 125 Coracle failed, 2 wrong usage.";
 
-/// Boot a guest from a kernel image.
+/// Words that are about a kernel's start, or about what a snapshot decides.
+const OF_A_BOOT: [&str; 10] = [
+    "kernel",
+    "initrd",
+    "cpus",
+    "memory",
+    "cmdline",
+    "no_default_cmdline",
+    "console",
+    "protocol",
+    "no_rng",
+    "no_balloon",
+];
+
+/// Boot a guest from a kernel image, or go on from a snapshot.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct BootArgs {
     /// Kernel: an ELF `vmlinux` or a `bzImage`.
-    pub kernel: PathBuf,
+    #[arg(required_unless_present = "restore")]
+    pub kernel: Option<PathBuf>,
+    /// Go on from a snapshot instead, as `coracle snapshot create` makes them. What --disk, --net, --vsock and --pmem name
+    /// takes the place of what it had; the rest has to be as it was.
+    #[arg(long, value_name = "DIR", conflicts_with_all = OF_A_BOOT)]
+    pub restore: Option<PathBuf>,
+    /// The snapshot's memory, where it is not beside its state.
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    pub memory_file: Option<PathBuf>,
     /// Initial RAM file system (a cpio archive, compressed or not).
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
@@ -83,7 +107,7 @@ pub struct BootArgs {
     /// Leave the memory balloon out.
     #[arg(long)]
     pub no_balloon: bool,
-    /// Also take requests (info, metrics, pause, resume, stop) on a unix socket at PATH.
+    /// Also take requests (info, metrics, pause, resume, snapshot, stop) on a unix socket at PATH.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
 }
@@ -122,6 +146,25 @@ pub enum ProtocolArg {
 }
 
 impl BootArgs {
+    /// The VM that these words make of a snapshot, where they name one.
+    pub fn restore(&self) -> Option<RestoreConfig> {
+        let restore = snapshot::state_file(self.restore.as_deref()?);
+        let memory = self.memory_file.clone().unwrap_or_else(|| restore.with_file_name(MEMORY_FILE));
+        let pmem: Vec<_> = self.pmem.iter().cloned().map(|path| PmemConfig { path }).collect();
+        Some(RestoreConfig {
+            restore,
+            memory,
+            disks: (!self.disks.is_empty()).then(|| self.disks.clone()),
+            nets: (!self.nets.is_empty()).then(|| self.nets.clone()),
+            vsock: self.vsock.clone().map(|path| VsockConfig { path, cid: GUEST_CID }),
+            pmem: (!pmem.is_empty()).then_some(pmem),
+            log_file: self.log_file.clone(),
+            launched_ns: None,
+            sample_interval_us: self.profile.is_some().then_some(self.profile_interval),
+            control: self.control.clone(),
+        })
+    }
+
     /// The VM that these words describe.
     pub fn config(&self) -> MachineConfig {
         let console = match self.console {
@@ -136,7 +179,7 @@ impl BootArgs {
         };
         let queues = u16::try_from(self.cpus).unwrap_or(1).clamp(1, 8);
         MachineConfig {
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.clone().unwrap_or_default(),
             protocol,
             initrd: self.initrd.clone(),
             command_line: self.cmdline.clone(),

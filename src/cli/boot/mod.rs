@@ -7,17 +7,21 @@ mod relay;
 pub mod terminal;
 mod timings;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
 use anyhow::Context;
 use coracle::failure::Failure;
+use coracle::sandbox::Agent;
 use coracle::signals;
 use coracle::vmm::config::ConsoleKind;
 use coracle::vmm::control::Event;
 use coracle::vmm::devices::exit::GuestEnd;
 use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
-use coracle::vmm::stages::Mark;
+use coracle::vmm::snapshot::{self, Launch};
+use coracle::vmm::stages::{Mark, Stage};
 
 pub use args::BootArgs;
 use args::TimingsFormat;
@@ -30,16 +34,21 @@ use terminal::RawTerminal;
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
-    let config = args.config();
-    let takes_input = config.console != ConsoleKind::None;
+    let Launching { launch, kernel, console, renew } = launch(args)?;
+    let takes_input = console != ConsoleKind::None;
     let ended_by = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH];
     let signals = signals::readable(&ended_by).context("cannot catch signals")?;
     let mut marks: Vec<Mark> = Vec::new();
-    let mut profile = args.profile.as_ref().map(|_| Profile::new(&args.kernel));
-    let mut vmm = Vmm::start(config)?;
+    let mut profile = args.profile.as_ref().map(|_| Profile::new(&kernel));
+    let mut vmm = Vmm::start(launch)?;
     let raw = if takes_input { RawTerminal::enter().context("cannot make the terminal raw")? } else { None };
     let ending = relay::relay(&vmm, &signals, takes_input, |event| match event {
-        Event::Stage(mark) => marks.push(mark.clone()),
+        Event::Stage(mark) => {
+            if let (Stage::FirstRun, Some(vsock)) = (mark.stage, renew.clone()) {
+                thread::spawn(move || make_its_own(&vsock));
+            }
+            marks.push(mark.clone());
+        }
         Event::Samples { samples } => {
             if let Some(profile) = &mut profile {
                 samples.iter().for_each(|sample| profile.add(sample));
@@ -69,6 +78,33 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             let advice = "look at what it printed above and at the host's kernel log (`dmesg`)";
             Err(Failure::new("the microVM is gone", why, advice).into())
         }
+    }
+}
+
+/// What is to be started, and what is known of it before.
+struct Launching {
+    launch: Launch,
+    kernel: PathBuf,
+    console: ConsoleKind,
+    /// The vsock of a guest that is to become one of its own.
+    renew: Option<PathBuf>,
+}
+
+fn launch(args: &BootArgs) -> Result<Launching, Failure> {
+    if let Some(config) = args.restore() {
+        let then = snapshot::read(&config.restore).map_err(|error| error.about(&config.restore))?.config;
+        let vsock = config.vsock.clone().or(then.vsock).map(|vsock| vsock.path);
+        return Ok(Launching { launch: config.into(), kernel: then.kernel, console: then.console, renew: vsock });
+    }
+    let config = args.config();
+    let (kernel, console) = (config.kernel.clone(), config.console);
+    Ok(Launching { launch: config.into(), kernel, console, renew: None })
+}
+
+/// Gives a clone random numbers and a clock of its own, by its agent. A guest without one is left as it is.
+fn make_its_own(vsock: &Path) {
+    if let Err(failure) = Agent::connect(vsock).and_then(|mut agent| agent.renew(None)) {
+        eprintln!("coracle: the guest has the clock and the random numbers of its snapshot: {}", failure.why);
     }
 }
 

@@ -12,6 +12,7 @@ fn name(stage: Stage) -> String {
         Stage::KvmCreated => "KVM created".to_owned(),
         Stage::MemoryReady => "memory ready".to_owned(),
         Stage::KernelLoaded => "kernel loaded".to_owned(),
+        Stage::Restored => "restored".to_owned(),
         Stage::FirstRun => "first KVM_RUN".to_owned(),
         Stage::FirstOutput => "first output".to_owned(),
         Stage::Init => "/init".to_owned(),

@@ -5,4 +5,4 @@
 compile_error!("Coracle runs on x86-64 hosts only");
 
 mod x86_64;
-pub use x86_64::{cpuid, prepare_vcpu, registers};
+pub use x86_64::{cpuid, prepare_vcpu, registers, state};

@@ -5,7 +5,7 @@
 //! exists; it reads each header and note with calls of its own; it leaves a segment without file bytes (bss) out of
 //! the kernel's end, where an initrd would then be put; and a second note segment makes it forget the PVH entry.
 
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel_error::KernelProblem;
 use super::source::Source;
@@ -25,6 +25,9 @@ const EM_X86_64: u16 = 62;
 
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the PVH entry point (Xen `include/public/elfnote.h`).
 const XEN_PHYS32_ENTRY: u32 = 18;
+/// Note of the bundled guest kernel (`guest/kernel/patches/0016-*`): where it wants to be told, by a 1 in 32 bits, that
+/// memory is zero but for what has been loaded.
+const CORACLE_ZERO_MEMORY: u32 = 1;
 
 /// A range of the file that is copied to memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub(super) struct ElfKernel {
     entry: u64,
     pvh_entry: Option<u64>,
     linux: bool,
+    /// Physical address of the word, in what is loaded from the file.
+    zero_memory: Option<u64>,
 }
 
 impl ElfKernel {
@@ -73,7 +78,7 @@ impl ElfKernel {
     pub fn parse(source: Source, head: &[u8]) -> Result<Self, KernelProblem> {
         let table = program_header_table(head, &source)?;
         let mut segments = Vec::new();
-        let mut notes = Notes { budget: NOTES_MAX, pvh_entry: None, linux: false };
+        let mut notes = Notes { budget: NOTES_MAX, pvh_entry: None, linux: false, zero_memory: None };
         for (index, header) in table.chunks_exact(PROGRAM_HEADER_SIZE).enumerate() {
             match u32_at(header, 0) {
                 Some(PT_LOAD) => segments.extend(load_segment(index, header, &source)?),
@@ -92,7 +97,9 @@ impl ElfKernel {
             return Err(KernelProblem::ElfHeader("it has no segment to load"));
         }
         let entry = u64_at(head, 24).ok_or(KernelProblem::ElfHeader("it is cut short"))?;
-        Ok(Self { source, segments, entry, pvh_entry: notes.pvh_entry, linux: notes.linux })
+        let Notes { pvh_entry, linux, zero_memory, .. } = notes;
+        let zero_memory = zero_memory.filter(|address| is_loaded(&segments, *address, size_of::<u32>() as u64));
+        Ok(Self { source, segments, entry, pvh_entry, linux, zero_memory })
     }
 
     /// Entry point of the 64-bit boot protocol.
@@ -151,8 +158,20 @@ impl ElfKernel {
                 self.source.copy_to(segment.offset, segment.file_size, ram, GuestAddress(segment.address))?;
             }
         }
+        if let Some(address) = self.zero_memory {
+            let written = ram.write_obj(1u32.to_le(), GuestAddress(address));
+            written.map_err(|_| KernelProblem::ElfHeader("a note leads out of memory"))?;
+        }
         Ok(())
     }
+}
+
+/// Whether all of this range comes from the file.
+fn is_loaded(segments: &[Segment], address: u64, length: u64) -> bool {
+    segments.iter().any(|segment| {
+        let offset = address.checked_sub(segment.address).and_then(|offset| offset.checked_add(length));
+        offset.is_some_and(|end| end <= segment.file_size)
+    })
 }
 
 /// Checks the ELF header and returns the bytes of all program headers.
@@ -241,6 +260,7 @@ struct Notes {
     budget: u64,
     pvh_entry: Option<u64>,
     linux: bool,
+    zero_memory: Option<u64>,
 }
 
 impl Notes {
@@ -258,6 +278,7 @@ impl Notes {
                     // A 32-bit address; 64-bit kernels store it in eight bytes.
                     self.pvh_entry = u32_at(note.descriptor, 0).map(u64::from).or(self.pvh_entry);
                 }
+                (b"Coracle\0", CORACLE_ZERO_MEMORY) => self.zero_memory = u64_at(note.descriptor, 0),
                 (b"Linux\0", _) => self.linux = true,
                 _ => {}
             }

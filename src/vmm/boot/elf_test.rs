@@ -49,6 +49,21 @@ fn a_pvh_entry_is_found_among_several_note_segments() {
 }
 
 #[test]
+fn a_kernel_that_asks_is_told_that_memory_is_zero() {
+    for (address, told) in
+        [(0x20_0004, true), (0x20_0005, false), (0x20_0800, false), (0x1000, false), (u64::MAX, false)]
+    {
+        let asks = TestSegment::note(&note(b"Coracle\0", 1, &u64::to_le_bytes(address)));
+        let kernel = parse(elf(0x20_0000, &[TestSegment::load(0x20_0000, b"code0000", 0x1000), asks])).unwrap();
+        let ram = memory::allocate(16 << 20).unwrap();
+        kernel.load(&ram).unwrap();
+        let mut found = [0; 8];
+        ram.read_slice(&mut found, GuestAddress(0x20_0000)).unwrap();
+        assert_eq!(&found, if told { b"code\x01\0\0\0" } else { b"code0000" }, "{address:#x}");
+    }
+}
+
+#[test]
 fn an_entry_outside_the_kernel_is_refused() {
     let kernel = parse(elf(0x20_1000, &[TestSegment::load(0x20_0000, b"code", 0x1000)])).unwrap();
     assert!(matches!(kernel.linux_entry(), Err(KernelProblem::EntryPoint { address: 0x20_1000, .. })));

@@ -70,6 +70,13 @@ fn signature() -> [u8; 12] {
     bytes
 }
 
+/// The time stamp counter of the CPU that this runs on.
+pub fn time_stamp() -> u64 {
+    // SAFETY: every x86-64 CPU has the counter; a host that forbids its programs to read it (PR_SET_TSC) is none that is
+    // known to be used.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 // Rust made the intrinsic safe after the oldest version that this crate supports.
 #[allow(unused_unsafe)]
 fn cpuid(leaf: u32) -> CpuidResult {

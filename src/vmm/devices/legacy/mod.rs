@@ -13,4 +13,4 @@ pub use cmos::Cmos;
 pub use fixed_port::FixedPort;
 pub use i8042::I8042;
 pub use pvpanic::PvPanic;
-pub use serial::Serial;
+pub use serial::{Serial, SerialState};

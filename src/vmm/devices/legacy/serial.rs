@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::EventFd;
@@ -36,6 +37,24 @@ impl Trigger for Line {
 
 type Uart = vm_superio::Serial<Line, NoEvents, ConsoleOutput>;
 
+/// A serial port in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    /// Low and high byte.
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    /// Control and status.
+    line: [u8; 2],
+    /// Control and status.
+    modem: [u8; 2],
+    scratch: u8,
+    /// Input that the guest has not read.
+    fifo: Vec<u8>,
+    /// The guest may wait to hear that the transmitter is free.
+    shown_busy: bool,
+}
+
 /// Eight ports, from [`crate::vmm::layout::SERIAL_PORT`] on.
 pub struct Serial {
     state: Mutex<State>,
@@ -57,6 +76,51 @@ impl Serial {
     pub fn new(line: EventFd, output: ConsoleOutput) -> Self {
         let uart = Uart::new(Line(line), output);
         Self { state: Mutex::new(State { uart, input: VecDeque::new(), shown_busy: false }) }
+    }
+
+    /// Its registers, and the input in its FIFO. What waits beyond that is this terminal's.
+    pub fn state(&self) -> SerialState {
+        let state = self.lock();
+        let uart = state.uart.state();
+        SerialState {
+            divisor: [uart.baud_divisor_low, uart.baud_divisor_high],
+            interrupt_enable: uart.interrupt_enable,
+            interrupt_identification: uart.interrupt_identification,
+            line: [uart.line_control, uart.line_status],
+            modem: [uart.modem_control, uart.modem_status],
+            scratch: uart.scratch,
+            fifo: uart.in_buffer,
+            shown_busy: state.shown_busy,
+        }
+    }
+
+    /// Takes up where another port was, and interrupts where that had an interrupt pending.
+    ///
+    /// # Errors
+    /// More input than its FIFO holds; or the kernel's, where it gives no timer.
+    pub fn restore(&self, saved: &SerialState) -> io::Result<()> {
+        let state = &mut *self.lock();
+        let [line_control, line_status] = saved.line;
+        let [modem_control, modem_status] = saved.modem;
+        let registers = vm_superio::serial::SerialState {
+            baud_divisor_low: saved.divisor[0],
+            baud_divisor_high: saved.divisor[1],
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.fifo.clone(),
+        };
+        let line = || state.uart.interrupt_evt().0.try_clone().map(Line);
+        let (line, spare) = (line()?, line()?);
+        let old = std::mem::replace(&mut state.uart, Uart::new(spare, ConsoleOutput::new()?));
+        let new = Uart::from_state(&registers, line, NoEvents, old.into_writer());
+        state.uart = new.map_err(|_| io::ErrorKind::InvalidData)?;
+        state.shown_busy = saved.shown_busy;
+        Ok(())
     }
 
     /// Gives the guest input; returns how much of it was taken. The rest finds no room until the guest reads.

@@ -52,6 +52,15 @@ impl Interrupt {
         self.status.load(Ordering::SeqCst)
     }
 
+    /// Takes over what another interrupt had pending, and raises the line where that is anything: the line's own edge
+    /// may have been on its way when that was recorded.
+    pub fn restore(&self, status: u32, generation: u32) {
+        self.generation.store(generation, Ordering::SeqCst);
+        if status & (USED_RING | CONFIG_CHANGE) != 0 {
+            self.raise(status & (USED_RING | CONFIG_CHANGE));
+        }
+    }
+
     /// The driver has seen `bits`.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::SeqCst);

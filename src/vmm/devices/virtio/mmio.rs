@@ -12,7 +12,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
 use super::queue::QueueConfig;
-use super::{DeviceError, QueueError, Session, VirtioDevice};
+use super::state::{QueueState, TransportState};
+use super::{DeviceError, QueueError, RestoreError, Session, VirtioDevice};
 use crate::vmm::bus::BusDevice;
 use crate::vmm::event_loop::{EventLoop, Token};
 use crate::vmm::guest_log::guest_warn;
@@ -64,6 +65,8 @@ pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// "Cora": tells a curious driver whose device it is; no driver matches on it.
 const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
+/// Bytes of the configuration space that a snapshot compares: all of the largest, a disk's.
+const COMPARED_CONFIG: usize = 64;
 const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// A virtio device behind a window of MMIO registers.
@@ -158,6 +161,24 @@ impl Transport {
     /// Ends whatever the driver has running; for the end of the VM.
     pub fn shut_down(&self) {
         self.lock().end_session();
+    }
+
+    /// Brings the device to rest and gives its state; the guest stands still meanwhile.
+    pub fn rest(&self) -> TransportState {
+        let state = &mut *self.lock();
+        if let Some(session) = &mut state.session {
+            let result = state.device.rest(session);
+            state.settle(result);
+        }
+        state.state()
+    }
+
+    /// Takes up the state of another device; the guest's interrupt controllers have theirs.
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    pub fn restore(&self, saved: &TransportState) -> Result<(), RestoreError> {
+        self.lock().restore(saved)
     }
 
     /// Name of the device and its counters: its own, and `ignored_writes`, `needs_reset` of the transport.
@@ -339,19 +360,28 @@ impl State {
     }
 
     fn start_session(&mut self) -> Result<(), DeviceError> {
+        let mut session = self.new_session()?;
+        self.device.activate(&mut session)?;
+        self.begin(session)
+    }
+
+    /// What the driver has set up.
+    fn new_session(&self) -> Result<Session, QueueError> {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queues = self.queues.iter().zip(&self.kicks).map(|(config, kick)| {
             let activate = || config.clone().activate(&self.memory, &self.interrupt, kick, event_idx);
             config.ready.then(activate).transpose()
         });
         let queues = queues.collect::<Result<Vec<_>, QueueError>>()?;
-        let mut session = Session {
+        Ok(Session {
             memory: Arc::clone(&self.memory),
             features: self.driver_features,
             queues,
             interrupt: self.interrupt.clone(),
-        };
-        self.device.activate(&mut session)?;
+        })
+    }
+
+    fn begin(&mut self, session: Session) -> Result<(), DeviceError> {
         self.session = Some(session);
         self.watch().map_err(|source| DeviceError::Host { what: "watching the device's descriptors", source })
     }
@@ -392,6 +422,104 @@ impl State {
         self.device_features_select = 0;
         self.driver_features_select = 0;
         self.queue_select = 0;
+    }
+
+    fn state(&self) -> TransportState {
+        let live = |number: usize| self.session.as_ref().and_then(|session| session.queues.get(number)?.as_ref());
+        let queues = self.queues.iter().zip(&self.kicks).enumerate().map(|(number, (queue, kick))| {
+            // Read to see whether there is one, and put back for this VM, which may go on.
+            let notified = kick.read().is_ok() && kick.write(1).is_ok();
+            QueueState {
+                size: queue.size,
+                ready: queue.ready,
+                descriptors: queue.descriptors,
+                available: queue.available,
+                used: queue.used,
+                notified,
+                position: live(number).map(super::Queue::position),
+            }
+        });
+        TransportState {
+            device_type: self.device.device_type(),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            driver_features: self.driver_features,
+            queue_select: self.queue_select,
+            status: self.status,
+            interrupt_status: self.interrupt.status(),
+            generation: self.interrupt.generation(),
+            active: self.session.is_some(),
+            queues: queues.collect(),
+            config: self.config(),
+            device: self.device.state(),
+        }
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let mut config = vec![0; COMPARED_CONFIG];
+        self.device.read_config(0, &mut config);
+        config
+    }
+
+    fn restore(&mut self, saved: &TransportState) -> Result<(), RestoreError> {
+        let here = self.device.device_type();
+        if saved.device_type != here {
+            return Err(RestoreError::Type { found: saved.device_type, here });
+        }
+        if saved.queues.len() != self.queues.len() {
+            return Err(RestoreError::Nonsense("it has another number of queues"));
+        }
+        let missing = saved.driver_features & !self.offered();
+        if saved.status & status::FEATURES_OK != 0 && missing != 0 {
+            return Err(RestoreError::Features { missing });
+        }
+        if saved.active
+            && saved.status & (status::FEATURES_OK | status::DRIVER_OK) != status::FEATURES_OK | status::DRIVER_OK
+        {
+            return Err(RestoreError::Nonsense("it is at work without a driver"));
+        }
+        self.device_features_select = saved.device_features_select;
+        self.driver_features_select = saved.driver_features_select;
+        self.driver_features = saved.driver_features;
+        self.queue_select = saved.queue_select;
+        self.status = saved.status;
+        for (queue, saved) in self.queues.iter_mut().zip(&saved.queues) {
+            (queue.size, queue.ready) = (saved.size, saved.ready);
+            (queue.descriptors, queue.available, queue.used) = (saved.descriptors, saved.available, saved.used);
+        }
+        self.interrupt.restore(saved.interrupt_status, saved.generation);
+        if saved.active {
+            self.resume_session(saved)?;
+        } else {
+            self.device.restore(&saved.device, None)?;
+        }
+        if self.session.is_some() && self.config() != saved.config {
+            self.interrupt.config_change();
+        }
+        Ok(())
+    }
+
+    fn resume_session(&mut self, saved: &TransportState) -> Result<(), RestoreError> {
+        let mut session = self.new_session().map_err(DeviceError::from)?;
+        for (queue, saved) in session.queues.iter_mut().zip(&saved.queues) {
+            match (queue, saved.position) {
+                (Some(queue), Some(position)) => queue.set_position(position),
+                (None, None) => {}
+                _ => {
+                    return Err(RestoreError::Nonsense(
+                        "a queue is at work that is not ready, or ready and not at work",
+                    ));
+                }
+            }
+        }
+        self.device.activate(&mut session)?;
+        self.device.restore(&saved.device, Some(&mut session))?;
+        self.begin(session)?;
+        for (kick, _) in self.kicks.iter().zip(&saved.queues).filter(|(_, queue)| queue.notified) {
+            // Fails only when the counter is full, and then the event is pending anyway.
+            let _ = kick.write(1);
+        }
+        Ok(())
     }
 
     /// An error ends the session and asks the driver for a reset; the rest of the VM does not notice.

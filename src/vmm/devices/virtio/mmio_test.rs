@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use super::super::QueueSize;
+use super::super::{DeviceState, QueueSize};
 use super::*;
 use crate::vmm::memory;
 use proptest::prelude::*;
@@ -197,5 +197,89 @@ proptest! {
         }
         fixture.write(register::STATUS, 0);
         prop_assert_eq!(fixture.read(register::STATUS), 0);
+    }
+}
+
+#[test]
+fn a_device_goes_on_where_another_rested() {
+    let before = Fixture::new();
+    before.start();
+    before.write(register::QUEUE_NOTIFY, 0);
+    before.transport.interrupt().used_ring();
+    let saved = before.transport.rest();
+    assert!(saved.active && saved.queues[0].notified);
+    // What was read to be written down is still there.
+    before.run_events();
+    assert_eq!(before.seen.load(Ordering::SeqCst), 1);
+
+    let after = Fixture::new();
+    after.transport.restore(&saved).unwrap();
+    assert_eq!(after.transport.rest(), saved);
+    assert_eq!((after.read(register::STATUS), after.read(register::INTERRUPT_STATUS)), (15, 1));
+    assert!(after.transport.interrupt().line().read().is_ok(), "an interrupt that was pending is raised");
+    after.run_events();
+    assert_eq!(after.seen.load(Ordering::SeqCst), 1, "a notification that was pending is served");
+}
+
+#[test]
+fn a_device_that_is_another_now_says_so() {
+    let before = Fixture::new();
+    before.start();
+    let good = before.transport.rest();
+    let refused = |change: &dyn Fn(&mut TransportState)| {
+        let mut saved = good.clone();
+        change(&mut saved);
+        Fixture::new().transport.restore(&saved).unwrap_err()
+    };
+    assert!(matches!(refused(&|saved| saved.device_type = 2), RestoreError::Type { found: 2, here: 42 }));
+    assert!(matches!(refused(&|saved| saved.driver_features |= 1 << 9), RestoreError::Features { missing: 0x200 }));
+    assert!(matches!(refused(&|saved| saved.queues.clear()), RestoreError::Nonsense(_)));
+    assert!(matches!(refused(&|saved| saved.status = 1), RestoreError::Nonsense(_)));
+    assert!(matches!(refused(&|saved| saved.queues[0].position = None), RestoreError::Nonsense(_)));
+    assert!(matches!(refused(&|saved| saved.queues[0].used = 1), RestoreError::Device(_)));
+    assert!(matches!(refused(&|saved| saved.queues[0].size = 3), RestoreError::Device(_)));
+    assert!(matches!(
+        refused(&|saved| saved.device = DeviceState::Block { write_through: true, disk: None }),
+        RestoreError::Nonsense(_)
+    ));
+    // Another configuration is no mistake, and news for the driver.
+    let (after, mut saved) = (Fixture::new(), good);
+    saved.config[0] = 9;
+    after.transport.restore(&saved).unwrap();
+    assert_eq!(after.read(register::INTERRUPT_STATUS), 2);
+    assert_eq!(after.read(register::CONFIG_GENERATION), saved.generation + 1);
+}
+
+proptest! {
+    /// Whatever a state says, there is an error or a device that bears all that a driver does next.
+    #[test]
+    fn any_state_is_taken_or_refused(
+        registers in any::<(u32, u32, u32, u32, bool)>(),
+        features in any::<u64>(),
+        near in any::<bool>(),
+        queue in any::<(u32, bool, bool, u64, u64, u64)>(),
+        indices in any::<(u16, u16, u16)>(),
+    ) {
+        let fixture = Fixture::new();
+        fixture.start();
+        let mut saved = fixture.transport.rest();
+        let (size, ready, notified, descriptors, available, used) = queue;
+        saved.queues[0].notified = notified;
+        saved.queues[0].position = serde_json::from_value(serde_json::json!({
+            "available": indices.0, "used": indices.1, "signalled": indices.2,
+        })).ok();
+        if !near {
+            (saved.queue_select, saved.status, saved.interrupt_status, saved.generation, saved.active) = registers;
+            (saved.queues[0].size, saved.queues[0].ready, saved.driver_features) = (size, ready, features);
+            (saved.queues[0].descriptors, saved.queues[0].available, saved.queues[0].used) = (descriptors, available, used);
+        }
+        let after = Fixture::new();
+        let outcome = after.transport.restore(&saved);
+        prop_assert!(!near || outcome.is_ok(), "{outcome:?}");
+        after.write(register::QUEUE_NOTIFY, 0);
+        after.run_events();
+        after.write(register::STATUS, 0);
+        after.start();
+        prop_assert_eq!(after.read(register::STATUS), 15);
     }
 }

@@ -14,6 +14,7 @@ pub mod net;
 pub mod pmem;
 pub mod queue;
 pub mod rng;
+pub mod state;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod testing;
 pub mod vsock;
@@ -27,6 +28,7 @@ use super::super::memory::Ram;
 pub use chain::{Chain, ChainError};
 pub use interrupt::Interrupt;
 pub use queue::{Queue, QueueError, QueueSize};
+pub use state::{DeviceState, RestoreError};
 
 /// Device types (virtio 1.3 §5).
 pub mod device_type {
@@ -144,6 +146,32 @@ pub trait VirtioDevice: Send {
 
     /// Ends the session. On return no host I/O may touch guest memory any more: cancel it or wait for it.
     fn reset(&mut self, _session: &mut Session) {}
+
+    /// Brings the device to rest, for a snapshot of a guest that stands still: on return no host I/O is in flight, and
+    /// every chain that was taken is given back or put back. It goes on from there without being told.
+    ///
+    /// # Errors
+    /// See [`DeviceError`]; the session is unusable afterwards.
+    fn rest(&mut self, _session: &mut Session) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// What a snapshot has to hold beyond the queues of a device at rest.
+    fn state(&self) -> DeviceState {
+        DeviceState::Plain
+    }
+
+    /// Takes up what a device of the same type left. With a session this comes after [`VirtioDevice::activate`], with
+    /// queues that are where they were.
+    ///
+    /// # Errors
+    /// See [`RestoreError`].
+    fn restore(&mut self, state: &DeviceState, _session: Option<&mut Session>) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Plain => Ok(()),
+            _ => Err(RestoreError::Nonsense("it is that of another device")),
+        }
+    }
 
     /// The driver has put chains into queue number `queue`.
     ///

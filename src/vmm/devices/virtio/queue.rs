@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -123,6 +124,17 @@ impl QueueConfig {
     }
 }
 
+/// Where a device is in the rings of a live queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Available index of the next chain to take.
+    available: u16,
+    /// Used index of the next chain to give back.
+    used: u16,
+    /// The used index when the driver was last told.
+    signalled: u16,
+}
+
 /// A live virtqueue.
 pub struct Queue {
     ring: Ring,
@@ -138,6 +150,19 @@ impl Queue {
     /// Number of descriptors.
     pub fn size(&self) -> QueueSize {
         self.size
+    }
+
+    /// Where the device is in it.
+    pub fn position(&self) -> Position {
+        Position { available: self.ring.next_avail(), used: self.ring.next_used(), signalled: self.signalled }
+    }
+
+    /// Goes on from where another device was. A position that the rings do not bear out is the same as a driver's
+    /// mistake, and found as that is.
+    pub fn set_position(&mut self, position: Position) {
+        self.ring.set_next_avail(position.available);
+        self.ring.set_next_used(position.used);
+        self.signalled = position.signalled;
     }
 
     /// Takes the next chain that the driver made available, checked whole and copied once.

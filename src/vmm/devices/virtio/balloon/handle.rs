@@ -54,6 +54,10 @@ impl Shared {
         self.target.load(Ordering::SeqCst)
     }
 
+    pub(super) fn set_target(&self, pages: u32) {
+        self.target.store(pages, Ordering::SeqCst);
+    }
+
     /// Whether the target was set since the last call. Not whether it differs from what the driver has given: a driver
     /// that is on its way to an older target has to hear of the new one as well.
     pub(super) fn take_target_change(&self) -> bool {

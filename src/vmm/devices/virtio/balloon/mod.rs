@@ -15,7 +15,9 @@ use std::sync::Arc;
 use vm_memory::GuestAddress;
 use vmm_sys_util::epoll::EventSet;
 
-use super::{Chain, DeviceError, QueueSize, Session, Source, VirtioDevice, copy_config, device_type};
+use super::{
+    Chain, DeviceError, DeviceState, QueueSize, RestoreError, Session, Source, VirtioDevice, copy_config, device_type,
+};
 use crate::vmm::memory::Ram;
 use discard::{discard, whole_pages};
 use handle::Shared;
@@ -218,6 +220,26 @@ impl VirtioDevice for Balloon {
         self.poison = 0;
         self.shared.set_actual(0);
         self.shared.set_statistics(None);
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Balloon {
+            target: self.shared.target(),
+            actual: self.shared.actual(),
+            poison: self.poison,
+            statistics_buffer: self.statistics_buffer,
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState, _session: Option<&mut Session>) -> Result<(), RestoreError> {
+        let DeviceState::Balloon { target, actual, poison, statistics_buffer } = *state else {
+            return Err(RestoreError::Nonsense("it is not that of a balloon"));
+        };
+        self.shared.set_target(target);
+        self.shared.set_actual(actual);
+        self.poison = poison;
+        self.statistics_buffer = statistics_buffer;
+        Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {

@@ -404,3 +404,40 @@ fn bad_settings_are_refused() {
     assert_eq!(config, BlockConfig { path: "a.img".into(), read_only: false, serial: None, queues: 1 });
     assert!(serde_json::from_str::<BlockConfig>(r#"{"path": "a.img", "format": "qcow2"}"#).is_err());
 }
+
+#[test]
+fn at_rest_all_is_answered_and_another_disk_goes_on() {
+    for engine in ENGINES {
+        let mut bench = Bench::with(engine, false, 1, FLUSH);
+        let reads: Vec<_> = (0..32).map(|sector| bench.add(0, 0, sector, &[], 512)).collect();
+        bench.kick(0).unwrap();
+        bench.block.rest(&mut bench.session).unwrap();
+        assert_eq!(bench.block.worker.in_flight(), 0);
+        let answered = std::iter::from_fn(|| bench.drivers[0].used()).count();
+        assert_eq!(answered, reads.len(), "{engine:?}");
+        let (state, position) = (bench.block.state(), bench.session.queue(0).unwrap().position());
+
+        // The same file, then a changed one, then another that is named anew.
+        let config = BlockConfig { path: bench.file.path().into(), read_only: false, serial: None, queues: 1 };
+        bench.block.worker.cancel();
+        let mut bench_of = |file: NamedTempFile| {
+            let old = std::mem::replace(&mut bench.file, file);
+            let config = BlockConfig { path: bench.file.path().into(), ..config.clone() };
+            drop(old);
+            bench.block = Block::open_with(&config, engine).unwrap();
+            bench.block.activate(&mut bench.session).unwrap();
+            bench.session.queue(0).unwrap().set_position(position);
+        };
+        let other = NamedTempFile::new().unwrap();
+        other.as_file().set_len(2 * SIZE).unwrap();
+        bench_of(other);
+        let DeviceState::Block { write_through, disk: Some(_) } = state.clone() else { panic!("{state:?}") };
+        let error = bench.block.restore(&state, Some(&mut bench.session)).unwrap_err();
+        assert!(matches!(&error, RestoreError::File(why) if why.contains("another size")), "{error}");
+        let anew = DeviceState::Block { write_through, disk: None };
+        bench.block.restore(&anew, Some(&mut bench.session)).unwrap();
+        let (_, status, _) = bench.request(0, SIZE / 512 + 5, &[], 512);
+        assert_eq!(status, 0);
+        assert!(bench.block.restore(&DeviceState::Plain, None).is_err());
+    }
+}

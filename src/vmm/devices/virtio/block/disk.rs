@@ -9,7 +9,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::super::RestoreError;
 use super::request::SECTOR;
+use crate::vmm::file_identity::FileIdentity;
 
 /// Why a disk cannot be used. Every message names the path as the user wrote it.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +156,21 @@ impl Disk {
         let topology = if is_file { file_topology(&opened) } else { device_topology(&file) };
         let clears = !read_only && (!is_file || can_punch(&file, size));
         Ok(Self { file, size, read_only, clears, topology })
+    }
+
+    /// The file as it is now; `None` for a block device, whose times tell nothing of its content.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        let is_file = self.file.metadata().is_ok_and(|metadata| metadata.is_file());
+        is_file.then(|| FileIdentity::of(&self.file).ok()).flatten()
+    }
+
+    /// Checks that the file is what it was.
+    ///
+    /// # Errors
+    /// [`RestoreError::File`].
+    pub fn check_identity(&self, then: &FileIdentity) -> Result<(), RestoreError> {
+        let now = self.identity().ok_or_else(|| RestoreError::File("the disk is a file no more".into()))?;
+        then.has_same_content(&now).map_err(|why| RestoreError::File(format!("the disk is not what it was: {why}")))
     }
 
     /// Bytes; fixed when the disk was opened.

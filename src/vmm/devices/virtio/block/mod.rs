@@ -19,7 +19,9 @@ use virtio_bindings::virtio_blk::{
 use vmm_sys_util::epoll::EventSet;
 
 use super::chain::used_length;
-use super::{Chain, DeviceError, QueueSize, Session, Source, VirtioDevice, copy_config, device_type};
+use super::{
+    Chain, DeviceError, DeviceState, QueueSize, RestoreError, Session, Source, VirtioDevice, copy_config, device_type,
+};
 pub use disk::{BlockError, Topology};
 pub use engine::Engine;
 
@@ -347,6 +349,36 @@ impl VirtioDevice for Block {
         self.worker.cancel();
         self.done.iter_mut().for_each(Vec::clear);
         self.waiting.fill(false);
+    }
+
+    /// What the disk is at work on is finished, not cancelled; what waits for that is left in the ring.
+    fn rest(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        self.settle(session)?;
+        while self.worker.in_flight() > 0 {
+            self.worker.wait().map_err(|source| DeviceError::Host { what: "waiting for disk I/O", source })?;
+            self.settle(session)?;
+        }
+        for number in 0..self.waiting.len() {
+            if self.waiting.get_mut(number).is_some_and(mem::take) {
+                session.queue(number)?.reschedule();
+            }
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Block { write_through: self.write_through, disk: self.disk.identity() }
+    }
+
+    fn restore(&mut self, state: &DeviceState, _session: Option<&mut Session>) -> Result<(), RestoreError> {
+        let DeviceState::Block { write_through, disk } = state else {
+            return Err(RestoreError::Nonsense("it is not that of a disk"));
+        };
+        if let Some(then) = disk {
+            self.disk.check_identity(then)?;
+        }
+        self.set_write_through(*write_through);
+        Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {

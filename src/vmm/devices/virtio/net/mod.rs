@@ -90,6 +90,16 @@ pub struct NetConfig {
     pub mac: Option<MacAddress>,
 }
 
+impl NetConfig {
+    /// The guest's address.
+    pub fn address(&self) -> MacAddress {
+        self.mac.unwrap_or_else(|| match &self.backend {
+            NetBackend::Tap(name) => MacAddress::of_tap(name),
+            NetBackend::Passt(path) => MacAddress::of_tap(&path.to_string_lossy()),
+        })
+    }
+}
+
 /// The other end of a guest's network card.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,11 +137,11 @@ impl Net {
     /// # Errors
     /// See [`NetError`].
     pub fn open(config: &NetConfig) -> Result<Self, NetError> {
-        let (wire, name) = match &config.backend {
-            NetBackend::Tap(name) => (Wire::Tap(Tap::open(name)?), name.into()),
-            NetBackend::Passt(path) => (Wire::Stream(FrameStream::connect(path)?), path.to_string_lossy()),
+        let wire = match &config.backend {
+            NetBackend::Tap(name) => Wire::Tap(Tap::open(name)?),
+            NetBackend::Passt(path) => Wire::Stream(FrameStream::connect(path)?),
         };
-        Ok(Self::new(wire, config.mac.unwrap_or_else(|| MacAddress::of_tap(&name))))
+        Ok(Self::new(wire, config.address()))
     }
 
     /// Takes over a TAP that was opened, with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, by someone with the right to.
@@ -323,6 +333,12 @@ impl VirtioDevice for Net {
         {
             guest_warn(format_args!("cannot take back the offloads of a TAP: {error}"));
         }
+    }
+
+    /// Buffers in hand go back to the ring. A frame that was cut off by the want of them is lost, as frames may be.
+    fn rest(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        self.receiver.put_back(session.queue(RECEIVE)?);
+        Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 
 use proptest::prelude::*;
 
+use super::super::DeviceState;
 use super::super::testing::{Descriptor, FakeDriver};
 use super::*;
 
@@ -448,4 +449,29 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn at_rest_no_buffer_is_in_hand_and_none_is_lost() {
+    let mut bench = Bench::new(MERGEABLE | GUEST_CSUM);
+    let address = bench.post(0, 1536);
+    bench.post(1, 1536);
+    // Read dry: both buffers are in hand.
+    bench.readable().unwrap();
+    bench.net.rest(&mut bench.session).unwrap();
+    let position = bench.session.queue(RECEIVE).unwrap().position();
+    assert_eq!(position, bench.receive.queue().position(), "as if none had been taken");
+    // The device itself goes on, and so does another one from there.
+    bench.host.send(&frame(1, 100)).unwrap();
+    bench.readable().unwrap();
+    assert_eq!(bench.receive.used(), Some((0, 100)));
+    bench.session.queue(RECEIVE).unwrap().set_position(position);
+    let (tap, host) = wire();
+    bench.net = Net::new(Wire::Tap(Tap::from_socket(tap)), MacAddress::of_tap("other"));
+    bench.host = host;
+    bench.net.activate(&mut bench.session).unwrap();
+    bench.net.restore(&DeviceState::Plain, Some(&mut bench.session)).unwrap();
+    bench.host.send(&frame(2, 100)).unwrap();
+    bench.readable().unwrap();
+    assert_eq!(bench.receive.read(address, 100), with_count(frame(2, 100), 1));
 }

@@ -120,6 +120,16 @@ impl Receiver {
         self.pending = false;
     }
 
+    /// Puts the chains in hand back into the ring; there they are found again.
+    pub fn put_back(&mut self, queue: &mut Queue) {
+        self.drops += u64::from(self.parked.take().is_some());
+        for _ in self.held.drain(..) {
+            queue.undo_pop();
+        }
+        self.vectors.0.clear();
+        self.room = 0;
+    }
+
     /// The TAP has frames.
     pub fn readable(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
         self.pending = true;

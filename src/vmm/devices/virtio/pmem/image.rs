@@ -7,6 +7,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use super::super::RestoreError;
+use crate::vmm::file_identity::FileIdentity;
+
 /// The mapping's length is a multiple of this, as Linux wants a namespace's to be; and so is its address, so that the
 /// host can back it with huge pages.
 pub const GRANULE: usize = 2 << 20;
@@ -77,7 +80,7 @@ pub struct ReadOnlyMapping {
     address: usize,
     length: usize,
     /// Holds the lock that keeps writers away.
-    _file: File,
+    file: File,
 }
 
 impl ReadOnlyMapping {
@@ -150,12 +153,27 @@ impl ReadOnlyMapping {
         }
         let address = start.addr().next_multiple_of(GRANULE);
         // From here on dropping it unmaps everything.
-        let mapping = Self { reserved: (start.expose_provenance(), reserve), address, length, _file: file };
+        let mapping = Self { reserved: (start.expose_provenance(), reserve), address, length, file };
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         let place = start.with_addr(address);
         // SAFETY: `size` bytes from `address` on lie within what was just reserved, and nothing else uses that.
-        let mapped = unsafe { libc::mmap(place, size, libc::PROT_READ, flags, mapping._file.as_raw_fd(), 0) };
+        let mapped = unsafe { libc::mmap(place, size, libc::PROT_READ, flags, mapping.file.as_raw_fd(), 0) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapping) }
+    }
+
+    /// The file as it is now.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        FileIdentity::of(&self.file).ok()
+    }
+
+    /// Checks that the file is what it was.
+    ///
+    /// # Errors
+    /// [`RestoreError::File`].
+    pub fn check_identity(&self, then: &FileIdentity) -> Result<(), RestoreError> {
+        let now = self.identity().ok_or_else(|| RestoreError::File("the file cannot be examined".into()))?;
+        let changed = |why| RestoreError::File(format!("the persistent memory is not what it was: {why}"));
+        then.has_same_content(&now).map_err(changed)
     }
 
     /// Host address, for a memslot with `KVM_MEM_READONLY`. A multiple of 2 MiB.

@@ -41,7 +41,7 @@ fn pages_and_descriptor_allow_no_writing() {
     let mapping = ReadOnlyMapping::open(file.path()).unwrap();
     assert_eq!(permissions(mapping.host_address()), "r--s");
     assert_eq!(permissions(mapping.host_address() + mapping.length() - 1), "r--p");
-    let error = (&mapping._file).write(&[2]).unwrap_err();
+    let error = (&mapping.file).write(&[2]).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EBADF));
     // Nor can the mapping be made writable later on: the kernel remembers how the file was opened.
     // SAFETY: the pages are our own, and nothing refers to them.

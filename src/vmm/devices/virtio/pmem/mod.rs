@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Chain, DeviceError, QueueSize, Session, VirtioDevice, copy_config, device_type};
+use super::{
+    Chain, DeviceError, DeviceState, QueueSize, RestoreError, Session, VirtioDevice, copy_config, device_type,
+};
 pub use image::{GRANULE, PmemError, PmemProblem, ReadOnlyMapping};
 
 /// Linux sends one request at a time.
@@ -98,6 +100,27 @@ impl VirtioDevice for Pmem {
             place.copy_from_slice(&field.to_le_bytes());
         }
         copy_config(&config, offset, data);
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Pmem {
+            guest_address: self.guest_address,
+            length: self.mapping.length() as u64,
+            file: self.mapping.identity(),
+        }
+    }
+
+    fn restore(&mut self, state: &DeviceState, _session: Option<&mut Session>) -> Result<(), RestoreError> {
+        let DeviceState::Pmem { guest_address, length, file } = state else {
+            return Err(RestoreError::Nonsense("it is not that of persistent memory"));
+        };
+        if (*guest_address, *length) != (self.guest_address, self.mapping.length() as u64) {
+            return Err(RestoreError::File("the persistent memory is larger or smaller than it was".into()));
+        }
+        match file {
+            Some(then) => self.mapping.check_identity(then),
+            None => Ok(()),
+        }
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {

@@ -35,7 +35,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::chain::used_length;
-use super::{DeviceError, QueueSize, Session, Source, VirtioDevice, copy_config, device_type};
+use super::{
+    DeviceError, DeviceState, QueueSize, RestoreError, Session, Source, VirtioDevice, copy_config, device_type,
+};
 use endpoint::Endpoint;
 use packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
 use stream::Fate;
@@ -309,6 +311,29 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self, _session: &mut Session) {
         self.drop_streams();
+    }
+
+    fn state(&self) -> DeviceState {
+        DeviceState::Vsock {
+            cid: self.cid,
+            connected: self.streams.len() > 0 || !self.resets.is_empty(),
+            next_host_port: self.next_host_port,
+        }
+    }
+
+    /// A guest that knew of no connection, and keeps its context id, need not be told that there are none.
+    fn restore(&mut self, state: &DeviceState, session: Option<&mut Session>) -> Result<(), RestoreError> {
+        let DeviceState::Vsock { cid, connected, next_host_port } = *state else {
+            return Err(RestoreError::Nonsense("it is not that of a vsock"));
+        };
+        self.next_host_port = next_host_port.max(FIRST_HOST_PORT);
+        if let Some(session) = session
+            && (connected || cid != self.cid)
+            && !self.transport_reset(session)?
+        {
+            log::warn!("the guest has no buffer for the news that its vsock connections are gone");
+        }
+        Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {

@@ -126,6 +126,14 @@ impl Worker {
         self.ring.as_mut().map_or(Ok(()), Ring::submit)
     }
 
+    /// Waits until at least one of the jobs in flight has been done.
+    ///
+    /// # Errors
+    /// The ring does not work any more.
+    pub fn wait(&mut self) -> io::Result<()> {
+        self.ring.as_mut().map_or(Ok(()), Ring::wait)
+    }
+
     /// Hands jobs that have been done to `done`.
     ///
     /// # Errors

@@ -130,6 +130,19 @@ impl Ring {
         outcome.and_then(|()| self.submit())
     }
 
+    /// Waits for a completion.
+    ///
+    /// # Errors
+    /// As [`Ring::submit`].
+    pub fn wait(&mut self) -> io::Result<()> {
+        loop {
+            match self.ring.submit_and_wait(1) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
     fn take(&mut self, slot: usize) -> Option<Job> {
         let job = self.jobs.get_mut(slot)?.take()?;
         self.free.push(slot);

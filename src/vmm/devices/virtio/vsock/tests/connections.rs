@@ -207,6 +207,25 @@ fn a_transport_reset_is_told_and_ends_all() {
 }
 
 #[test]
+fn a_restored_guest_is_told_only_of_what_it_knew() {
+    let mut guest = Guest::new();
+    let quiet = guest.device.state();
+    assert!(matches!(quiet, DeviceState::Vsock { cid: 3, connected: false, .. }), "{quiet:?}");
+    let (_client, _) = guest.connect_from_host(5);
+    let busy = guest.device.state();
+    assert!(matches!(busy, DeviceState::Vsock { connected: true, .. }), "{busy:?}");
+    let moved = DeviceState::Vsock { cid: 4, connected: false, next_host_port: FIRST_HOST_PORT };
+    for (state, told) in [(quiet, false), (busy, true), (moved, true)] {
+        let mut clone = Guest::new();
+        let head = clone.event.add(&[(0x2_0000, 4, true)]);
+        clone.device.restore(&state, Some(&mut clone.session)).unwrap();
+        assert_eq!(clone.event.used(), told.then_some((head.into(), 4)), "{state:?}");
+        clone.connect_from_host(5);
+    }
+    assert!(guest.device.restore(&DeviceState::Plain, None).is_err());
+}
+
+#[test]
 fn configuration() {
     let guest = Guest::new();
     let mut cid = [0xff; 12];

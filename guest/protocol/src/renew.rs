@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Becoming another guest than the one that was in the snapshot.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Text;
+
+/// What makes a restored guest one of its own. Its connections are gone already, and each program that keeps random
+/// numbers of its own has to be started after this.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// Random bytes that no other guest gets, 32 to 512: the kernel's generator starts anew from them.
+    pub entropy: Vec<u8>,
+    /// The time, in nanoseconds since 1970 (`CLOCK_REALTIME`).
+    pub realtime_ns: u64,
+    /// The guest's name; `None` leaves it as it is.
+    pub hostname: Option<Text>,
+}
+
+/// Without the entropy: it is a secret.
+impl fmt::Debug for Renew {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { entropy: _, realtime_ns, hostname } = self;
+        formatter
+            .debug_struct("Renew")
+            .field("realtime_ns", realtime_ns)
+            .field("hostname", hostname)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+//! From two files to a microVM whose vCPUs wait to be let go on.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config::RestoreConfig;
+use super::error::SnapshotError;
+use super::format::{self, HEADER, MAX_STATE};
+use super::host_print::HostPrint;
+use super::{State, memory};
+use crate::failure::Failure;
+use crate::vmm::arch::state::VcpuState;
+use crate::vmm::attach::Attached;
+use crate::vmm::host::{Host, Vendor, time_stamp};
+use crate::vmm::layout::VMGENID;
+use crate::vmm::machine::{self, Machine, Wired};
+use crate::vmm::memory::Ram;
+use crate::vmm::stages::{Stage, Stages};
+
+/// Puts the VM of a snapshot together, up to where its vCPUs can go on. It has another generation ID than any VM before.
+///
+/// # Errors
+/// What is wrong with the snapshot, or cannot be had, why, and what to try.
+pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> Result<Machine, Failure> {
+    let about = |error: SnapshotError| error.about(&request.restore);
+    let mut state = read(&request.restore).map_err(about)?;
+    let file = File::open(&request.memory).map_err(|error| {
+        let what = format!("cannot open memory file {}", request.memory.display());
+        Failure::new(what, error, "the memory file that was written with this state")
+    })?;
+    memory::check(&file, &state.memory).map_err(about)?;
+    let config = request.apply(&mut state).map_err(about)?;
+    config.check()?;
+    let ram = memory::map(file, state.memory.size).map_err(about)?;
+    let host = Host::detect();
+    let mut attached = Attached::open(&config, &stages)?;
+    let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
+    let wired = machine::wire(&mut attached, &ram, cpus, &stages)?;
+    put(&state, &host, &attached, &wired).map_err(about)?;
+    renew_generation(&ram)?;
+    stages.mark(Stage::Restored);
+    machine::assemble(config, None, state.command_line, host, attached, wired, ram, stages, news)
+}
+
+/// Reads and checks a state file.
+///
+/// # Errors
+/// All that the file alone tells.
+pub fn read(path: &Path) -> Result<State, SnapshotError> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_STATE + HEADER as u64 + 1).read_to_end(&mut bytes)?;
+    let state = format::decode(&bytes)?;
+    state.check()?;
+    Ok(state)
+}
+
+/// Gives the new VM the old one's state: vCPUs before interrupt controllers, and those before devices, which may
+/// interrupt.
+fn put(state: &State, host: &Host, attached: &Attached, wired: &Wired) -> Result<(), SnapshotError> {
+    let here = HostPrint::new(host, wired.vm.supported_cpuid());
+    if here != state.host {
+        return Err(SnapshotError::Host { then: state.host.to_string(), now: here.to_string() });
+    }
+    // PVM cannot shift the counter that a guest's programs read, and Linux keeps its time by that.
+    if host.vendor == Vendor::Pvm && time_stamp() < state.host_tsc {
+        return Err(SnapshotError::Restarted);
+    }
+    let put = |(vcpu, state): (&VcpuFd, &VcpuState)| state.put(vcpu);
+    wired.vcpus.iter().zip(&state.vcpus).try_for_each(put)?;
+    wired.vm.set_state(&state.vm)?;
+    for (number, (transport, saved)) in wired.transports.iter().zip(&state.devices).enumerate() {
+        let failed = |source| SnapshotError::Device { number, name: transport.metrics().0, source };
+        transport.restore(saved).map_err(failed)?;
+    }
+    if let (Some((serial, _)), Some(saved)) = (&attached.serial, &state.serial) {
+        serial.restore(saved)?;
+    }
+    Ok(())
+}
+
+/// A guest that knows of generation IDs sees by it that it is a clone.
+fn renew_generation(ram: &Ram) -> Result<(), Failure> {
+    let id = machine::generation_id()?;
+    ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID))
+        .map_err(|error| Failure::new("cannot identify the microVM", error, "another snapshot"))
+}
