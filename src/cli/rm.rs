@@ -32,10 +32,11 @@ pub struct RmArgs {
 /// # Errors
 /// Our own output fails.
 pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
-    containers::each(&args.containers, "remove", |name, what| {
-        if args.force && containers::open(what)?.look_up(name, what)?.is_none() {
-            return Ok(());
-        }
+    let known = containers::open("cannot remove containers")?;
+    // One that cannot be told from others is complained about below.
+    let gone = |name: &String| args.force && matches!(known.look_up(name, ""), Ok(None));
+    let there: Vec<String> = args.containers.iter().filter(|name| !gone(name)).cloned().collect();
+    containers::each(&there, "remove", |name, what| {
         let (container, state) = containers::find(name, what)?;
         remove(&container, &state, args.force, what)?;
         if args.volumes {

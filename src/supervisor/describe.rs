@@ -25,6 +25,10 @@ const NO_EXEC: u32 = 8;
 /// `MS_RDONLY`.
 const READ_ONLY: u32 = 1;
 
+/// What Docker sets for each container (moby `daemon/oci_linux.go`): any user may serve low ports, and ping.
+const PARAMETERS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
 /// Something of the host's that the guest can mount.
 #[derive(Clone, Debug)]
 pub struct Shared {
@@ -48,6 +52,7 @@ pub fn container(config: &Config, connected: Option<&Attachment>, shared: &[Shar
         memory.chain(shared.iter().map(|shared| (mounts::depth(&shared.target), share(shared)))).collect();
     // What is mounted below another mount comes after it.
     mounts.sort_by_key(|(depth, _)| *depth);
+    let own = around.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     Container {
         root: Text::new(ROOT),
         upper: match config.storage_size {
@@ -62,7 +67,8 @@ pub fn container(config: &Config, connected: Option<&Attachment>, shared: &[Shar
         network: connected.map(interface).into_iter().collect(),
         pids_limit: around.pids_limit,
         privileged: around.privileged,
-        sysctls: around.sysctls.iter().map(|(name, value)| sysctl(name, value)).collect(),
+        // What the user says comes last, and so counts.
+        sysctls: PARAMETERS.into_iter().chain(own).map(|(name, value)| sysctl(name, value)).collect(),
         init: around.init,
     }
 }
