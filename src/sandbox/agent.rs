@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use coracle_protocol::{
     AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
-    Shutdown, ShutdownMode, Signal, Start, Streams, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
+    Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
     write_frame,
 };
 
@@ -57,6 +57,8 @@ pub struct ProcessStart {
     pub container: Option<Container>,
     /// The process.
     pub process: Process,
+    /// What it does.
+    pub task: Task,
     /// Whether it has something to read.
     pub stdin: bool,
     /// Whether anyone wants to know what it writes.
@@ -130,7 +132,7 @@ impl Agent {
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Start { container: start.container, process: start.process, streams };
+        let request = Start { container: start.container, process: start.process, streams, task: start.task };
         let request = Message::Start(Box::new(request));
         match self.channel.call(&request) {
             Ok(Message::Started) => {}

@@ -19,6 +19,7 @@ use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
 use crate::vmm::devices::virtio::block::BlockConfig;
+use crate::vmm::devices::virtio::fs::FsConfig;
 use crate::vmm::devices::virtio::net::{MacAddress, NetConfig};
 use crate::vmm::devices::virtio::vsock::VsockConfig;
 use crate::vmm::process::Vmm;
@@ -48,6 +49,8 @@ pub struct Devices {
     pub written: Option<PathBuf>,
     /// Network cards: `eth0` and on.
     pub nets: Vec<NetConfig>,
+    /// Directories of the host's.
+    pub shares: Vec<FsConfig>,
     /// Where the host reaches its vsock.
     pub vsock: PathBuf,
     /// Where the VMM can be asked for its metrics.
@@ -90,7 +93,8 @@ impl MicroVm {
     /// # Errors
     /// The VMM cannot be started.
     pub fn start(shape: Shape, devices: &Devices, templates: Templates) -> Result<Self, Failure> {
-        if templates == Templates::Use {
+        // virtiofsd maps the guest's memory, and that of a clone is private to its VMM.
+        if templates == Templates::Use && devices.shares.is_empty() {
             match template::obtain(shape, devices).and_then(|template| Self::clone_of(&template, devices)) {
                 Ok(vm) => return Ok(vm),
                 Err(failure) => log::warn!("starting from the kernel, since there is no template: {}", failure.why),
@@ -202,6 +206,7 @@ pub(super) fn machine(shape: Shape, devices: &Devices) -> Result<MachineConfig, 
         "console": "none",
         "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
         "nets": devices.nets,
+        "fs": devices.shares,
         "vsock": { "path": devices.vsock, "cid": GUEST_CID },
         "control": devices.control,
     });

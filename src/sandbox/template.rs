@@ -237,6 +237,7 @@ impl Placeholders {
                 rootfs,
                 written: written.as_ref().map(|file| file.path().to_owned()),
                 nets: Vec::new(),
+                shares: Vec::new(),
                 vsock: folder.join("vsock"),
                 control: folder.join("control"),
             },
