@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Coracle: every container in its own small virtual machine.
 pub mod cache;
+pub mod copy;
 pub mod erofs;
 pub mod failure;
 mod file_lock;
