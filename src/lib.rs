@@ -2,6 +2,7 @@
 //! Coracle: every container in its own small virtual machine.
 pub mod bench;
 pub mod cache;
+pub mod copy;
 pub mod erofs;
 pub mod failure;
 mod file_lock;

@@ -15,8 +15,8 @@ use common::{Guest, cache, eventually, host, kernel};
 use coracle::image::{PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Agent, NotRun, ProcessStart, Running, capabilities};
 use coracle_protocol::{
-    Address, Container, Ended, EndedBy, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Text, Upper,
-    WindowSize,
+    Address, Container, Ended, EndedBy, File, Interface, Mount, Process, ResourceLimit, Source, Sysctl, Task, Text,
+    Upper, WindowSize,
 };
 use tempfile::TempDir;
 
@@ -62,7 +62,7 @@ impl Vm {
     }
 
     fn start(&self, container: Option<Container>, process: Process) -> Result<Running, NotRun> {
-        self.agent().start(ProcessStart { container, process, stdin: true, output: true })
+        self.agent().start(ProcessStart { container, process, task: Task::Program, stdin: true, output: true })
     }
 
     /// Runs another process to its end.

@@ -98,7 +98,7 @@ fn main_path_clones_of_one_snapshot_are_machines_of_their_own() {
     for (name, size) in [("one", 8 << 20), ("two", 24 << 20)] {
         let image = folder.disk(name, &format!("I am {name}"), size);
         let mut clone = folder.restore(name, &["--disk", &format!("{image},ro")]);
-        folder.agent(name).renew(Some(name)).unwrap();
+        folder.agent(name).renew(Some(name), &[]).unwrap();
         let distance = clock_distance(&mut clone);
         assert!(distance < 50_000, "{name}: the clock is {distance} µs off");
         assert_eq!(clone.sh("echo $kept; cat /kept").trim(), "variable\nfrom before");
@@ -134,7 +134,7 @@ fn a_busy_guest_goes_on_in_both_places() {
     folder.snapshot("c.sock", &[]);
     // The one that it was taken of goes on, its connections included.
     guest.sh("sleep 1; cat /last");
-    agent.renew(Some("original")).unwrap();
+    agent.renew(Some("original"), &[]).unwrap();
     assert_eq!(guest.sh("hostname").trim(), "original");
     assert_eq!(guest.power_off(), 0);
 
@@ -144,7 +144,7 @@ fn a_busy_guest_goes_on_in_both_places() {
     assert!(stderr.contains("disk is not what it was") && stderr.lines().count() == 3, "{stderr}");
 
     let mut clone = folder.restore("clone", &["--disk", &image, "--disk", &other]);
-    folder.agent("clone").renew(Some("clone")).unwrap();
+    folder.agent("clone").renew(Some("clone"), &[]).unwrap();
     assert_eq!(clone.sh("hostname; nproc").trim(), "clone\n2");
     clone.sh("sleep 1; cat /last; kill %1 %2 2>/dev/null; true");
     clone.sh("dd if=/dev/urandom of=/dev/vdb bs=64k count=4 conv=fsync 2>/dev/null");
@@ -160,7 +160,7 @@ fn a_clone_has_clones_and_a_copied_snapshot_is_read_whole() {
     folder.snapshot("c.sock", &["--stop"]);
     drop(guest);
     let mut first = folder.restore("first", &[]);
-    folder.agent("first").renew(None).unwrap();
+    folder.agent("first").renew(None, &[]).unwrap();
     first.sh("echo second generation > /file");
     fs::remove_dir_all(folder.path("ready")).unwrap();
     folder.snapshot("first-c.sock", &["--stop"]);
@@ -250,6 +250,9 @@ fn bad_snapshots_are_refused() {
     refused(&["--disk", &disk, "--disk", &disk], "1 disks, and 2 were named");
     refused(&["--pmem", &disk], "0 regions of persistent memory, and 1 were named");
     refused(&["--disk", &format!("{disk},ro")], "device 0 (block)");
+    let control = folder.word("left.sock");
+    refused(&["--control", &control, "--disk", &format!("{disk},ro")], "device 0 (block)");
+    assert!(!Path::new(&control).exists(), "the socket goes with the VMM that never ran");
     std::thread::sleep(Duration::from_millis(20));
     fs::write(folder.path("disk"), vec![1; 1 << 20]).unwrap();
     refused(&[], "written to since");

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{Guest, cache, host, sha256};
+use common::{CORACLE, Guest, cache, eventually, host, sha256};
 
 const DRIVERS: [&str; 6] =
     ["virtio_mmio", "virtio_blk", "virtio-rng", "virtio_balloon", "vmw_vsock_virtio_transport", "virtio_pmem"];
@@ -118,4 +118,38 @@ fn a_stock_debian_kernel_finds_every_device_through_acpi() {
     // The kernel's own way to switch off: the ACPI sleep control register.
     guest.type_in("poweroff -f\n");
     assert_eq!(guest.wait().0.code(), Some(0));
+}
+
+#[test]
+#[ignore = "needs hardware virtualization: a PVM host cannot run a stock kernel"]
+fn a_restored_stock_kernel_learns_that_it_is_a_clone() {
+    let folder = tempfile::tempdir().unwrap();
+    let kernel = debian_kernel();
+    let initrd = initramfs(&kernel, folder.path());
+    let word = |name: &str| folder.path().join(name).display().to_string();
+    let cmdline = "console=ttyS0 reboot=k panic=-1 mitigations=off";
+    let mut guest = Guest::start([
+        kernel.join("vmlinuz").display().to_string(),
+        "--initrd".into(),
+        initrd.display().to_string(),
+        "--control".into(),
+        word("control"),
+        "--memory".into(),
+        "512M".into(),
+        "--cpus".into(),
+        "2".into(),
+        "--no-default-cmdline".into(),
+        "--cmdline".into(),
+        cmdline.into(),
+    ]);
+    guest.log_in();
+    let reseeded = "dmesg | grep -c 'reseeded due to virtual machine fork' || true";
+    assert_eq!(guest.sh(reseeded).trim(), "0");
+    host(CORACLE, &["snapshot", "create", "--stop", &word("control"), &word("snapshot")]);
+    assert_eq!(guest.wait().0.code(), Some(103));
+    let mut clone = Guest::start(["--restore".to_owned(), word("snapshot")]);
+    eventually("its generator starts anew", || (clone.sh(reseeded).trim() == "1").then_some(()));
+    assert_eq!(clone.sh("nproc").trim(), "2");
+    clone.type_in("poweroff -f\n");
+    assert_eq!(clone.wait().0.code(), Some(0));
 }

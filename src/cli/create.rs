@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle create`, and the flags that it shares with `run`.
 
+mod mounts;
 mod network;
 mod surroundings;
 
@@ -14,9 +15,10 @@ use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Overrides, ProcessSpec, Shape};
 use coracle::signals;
-use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, Volumes};
 use jiff::Timestamp;
 
+use self::mounts::MountArgs;
 use self::network::NetworkArgs;
 use self::surroundings::{SurroundingsArgs, bytes};
 use super::pull_progress::{ProgressKind, PullProgress};
@@ -77,6 +79,9 @@ pub struct ContainerArgs {
     /// Memory of the microVM, such as 512m or 2g; a number alone is in bytes, or in MiB where it is small
     #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
     memory: u64,
+    /// Start the microVM from its kernel, not as a clone of a template
+    #[arg(long)]
+    no_template: bool,
     /// Note something about the container: NAME=VALUE
     #[arg(short, long, value_name = "NAME[=VALUE]")]
     label: Vec<String>,
@@ -89,6 +94,9 @@ pub struct ContainerArgs {
     /// Where the program's output is kept: json-file or none
     #[arg(long, value_name = "DRIVER", default_value = "json-file", value_parser = log_driver)]
     log_driver: LogDriver,
+    /// When to start the program again: no, as yet
+    #[arg(long, value_name = "POLICY", default_value = "no", hide_default_value = true)]
+    restart: String,
     /// Write the container's id to this file, which may not exist
     #[arg(long, value_name = "FILE")]
     cidfile: Option<PathBuf>,
@@ -97,6 +105,8 @@ pub struct ContainerArgs {
     storage_size: Option<u64>,
     #[command(flatten)]
     network: NetworkArgs,
+    #[command(flatten)]
+    mounts: MountArgs,
     #[command(flatten)]
     surroundings: SurroundingsArgs,
     /// When to ask the registry for the image
@@ -134,6 +144,7 @@ impl ContainerArgs {
     /// # Errors
     /// There is no such image, or it cannot be made as the flags say.
     pub fn create(&self, what: &str) -> anyhow::Result<Container> {
+        self.check_restart(what)?;
         let store = store::open(what)?;
         // Nobody removes the image before there is a container that uses it.
         let _held = store.hold_content().map_err(store::explain(what))?;
@@ -151,12 +162,29 @@ impl ContainerArgs {
             None => None,
         };
         let environment = environment(&self.env_file, &self.env, what)?;
-        let container =
-            containers.create(self.name.as_deref(), |id, name| self.config(id, name, &image, environment, what))?;
+        let container = containers.create(self.name.as_deref(), |id, name, held| {
+            let config = self.config(id, name, &image, environment, what)?;
+            self.mounts.mount(config, image_volumes(&image), &Volumes::beside(&containers)?, held, what)
+        })?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;
         }
         Ok(container)
+    }
+
+    fn check_restart(&self, what: &str) -> Result<(), Failure> {
+        let policy = self.restart.as_str();
+        let why = match policy.split_once(':').map_or(policy, |(name, _)| name) {
+            "no" | "" => return Ok(()),
+            "always" | "unless-stopped" | "on-failure" => format!("to restart `{policy}` is not there yet"),
+            _ => format!("`{policy}` is no restart policy: there is `no`, as yet"),
+        };
+        Err(Failure::new(what, why, "`--restart no`, and a service manager such as systemd around it"))
+    }
+
+    /// Where ports are published that were given no address.
+    pub fn unspoken_ports(&self) -> Vec<String> {
+        self.network.unspoken_ports()
     }
 
     fn obtain(&self, store: &Store) -> anyhow::Result<Image> {
@@ -200,6 +228,7 @@ impl ContainerArgs {
             image: ImageUse { name: self.image.clone(), id: image.id, manifest: image.manifest_digest },
             process,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
+            cold: self.no_template,
             terminal: self.tty,
             interactive: self.interactive,
             remove: self.rm,
@@ -210,9 +239,15 @@ impl ContainerArgs {
             // What goes with the container anyway needs no disk.
             storage_size: self.storage_size.or((!self.rm).then_some(STORAGE_SIZE)).filter(|size| *size > 0),
             network: self.network.read(settings.exposed_ports().as_deref().unwrap_or_default(), what)?,
+            mounts: Vec::new(),
             surroundings: self.surroundings.read(),
         })
     }
+}
+
+/// Where an image wants volumes.
+fn image_volumes(image: &Image) -> Vec<String> {
+    image.config.config().as_ref().and_then(|config| config.volumes().clone()).unwrap_or_default()
 }
 
 /// The variables of files, one a line, and then those of flags.
@@ -236,7 +271,7 @@ pub fn environment(files: &[PathBuf], flags: &[String], what: &str) -> Result<Ve
 }
 
 /// For clap: `--cpus`.
-fn vcpus(text: &str) -> Result<u32, String> {
+pub fn vcpus(text: &str) -> Result<u32, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is no number"))?;
     (1..=8)
         .find(|&cpus| number > 0.0 && number <= f64::from(cpus))
@@ -244,7 +279,7 @@ fn vcpus(text: &str) -> Result<u32, String> {
 }
 
 /// For clap: `--memory`, in MiB. As with Docker a number is in bytes; none that a VM could have is as small as one of MiB.
-fn memory(text: &str) -> Result<u64, String> {
+pub fn memory(text: &str) -> Result<u64, String> {
     let size = bytes(text)?;
     match text.bytes().all(|byte| byte.is_ascii_digit()) && size < 1 << 20 {
         true => Ok(size),

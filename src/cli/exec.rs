@@ -13,6 +13,7 @@ use clap::Args;
 use coracle::sandbox::{Agent, Handle, NotRun, ProcessStart, capabilities};
 use coracle::signals;
 use coracle::supervisor::{Container, describe};
+use coracle_protocol::Task;
 
 use super::boot::terminal::RawTerminal;
 use super::create::{directory, environment};
@@ -89,6 +90,7 @@ pub fn run(args: &ExecArgs) -> anyhow::Result<ExitCode> {
     let start = ProcessStart {
         container: None,
         process: describe::process(&spec, &surroundings, window),
+        task: Task::Program,
         stdin: input,
         output: !args.detach,
     };

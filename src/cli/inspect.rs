@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Found, Problem, Store};
-use coracle::supervisor::{Container, Containers, LogDriver, State, Status};
+use coracle::supervisor::{Container, Containers, LogDriver, MountSource, State, Status, Volumes};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -109,6 +109,7 @@ fn describe_container(container: &Container, state: &State) -> Value {
         "RestartCount": 0,
         "Driver": "erofs",
         "Platform": "linux",
+        "Mounts": mounts(container),
         "NetworkSettings": network_settings(container, state),
         "HostConfig": {
             "NetworkMode": config.network.as_ref().map_or("none", |network| &network.name),
@@ -139,6 +140,26 @@ fn describe_container(container: &Container, state: &State) -> Value {
             "StopTimeout": config.stop_timeout,
         },
     })
+}
+
+/// As `docker inspect` has them.
+fn mounts(container: &Container) -> Vec<Value> {
+    let data = container.siblings().and_then(|containers| Volumes::beside(&containers));
+    let of_host = container.config.mounts.iter().map(|mount| {
+        let rest = json!({ "Destination": mount.target, "Mode": if mount.read_only { "ro" } else { "" }, "RW": !mount.read_only });
+        let source = match &mount.source {
+            MountSource::Bind { path, .. } => json!({ "Type": "bind", "Source": path, "Propagation": "rprivate" }),
+            MountSource::Volume { name, .. } => {
+                let place = data.as_ref().ok().map(|volumes| volumes.data(name));
+                json!({ "Type": "volume", "Name": name, "Source": place, "Driver": "local", "Propagation": "" })
+            }
+        };
+        match (source, rest) {
+            (Value::Object(source), Value::Object(rest)) => Value::Object(source.into_iter().chain(rest).collect()),
+            (source, _) => source,
+        }
+    });
+    of_host.collect()
 }
 
 /// As `docker inspect` has them, the first network's once more at the top.

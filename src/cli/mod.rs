@@ -7,6 +7,7 @@ mod boot;
 mod completion;
 mod container;
 mod containers;
+mod cp;
 mod create;
 mod doctor;
 mod error;
@@ -40,9 +41,11 @@ mod store;
 mod system;
 mod tag;
 mod template;
+mod templates;
 mod top;
 mod units;
 mod version;
+mod volume;
 mod wait;
 
 use std::process::ExitCode;
@@ -69,6 +72,8 @@ enum Verb {
     Boot(Box<boot::BootArgs>),
     /// Take snapshots of microVMs, and look at them.
     Snapshot(snapshot::SnapshotArgs),
+    /// List, remove and make the templates of which containers' microVMs are clones.
+    Template(templates::TemplateArgs),
     /// Run a program from an image in a microVM of its own.
     Run(Box<run::RunArgs>),
     /// Make a container, to be started later.
@@ -87,6 +92,8 @@ enum Verb {
     Ps(ps::PsArgs),
     /// Run another program in a running container.
     Exec(exec::ExecArgs),
+    /// Copy files between the host and a container.
+    Cp(cp::CpArgs),
     /// Show what a container wrote.
     Logs(logs::LogsArgs),
     /// Connect to the input, output and signals of a running container.
@@ -130,6 +137,8 @@ enum Verb {
     System(system::SystemArgs),
     /// Create, list and remove networks of containers.
     Network(network::NetworkArgs),
+    /// Create, list and remove volumes.
+    Volume(volume::VolumeArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
     /// Show all that is known of images, as a JSON array.
@@ -160,6 +169,7 @@ enum Format {
 pub fn main() -> ExitCode {
     let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
         Verb::Boot(args) => boot::run(&args),
+        Verb::Template(args) => templates::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
         Verb::Run(args) => run::run(&args),
         Verb::Create(args) => create::run(&args),
@@ -170,6 +180,7 @@ pub fn main() -> ExitCode {
         Verb::Rm(args) => rm::run(&args),
         Verb::Ps(args) => ps::run(&args),
         Verb::Exec(args) => exec::run(&args),
+        Verb::Cp(args) => cp::run(&args),
         Verb::Logs(args) => logs::run(&args),
         Verb::Attach(args) => attach::run(&args),
         Verb::Wait(args) => wait::run(&args),
@@ -191,6 +202,7 @@ pub fn main() -> ExitCode {
         Verb::Load(args) => load::run(&args),
         Verb::Rmi(args) => rmi::run(&args),
         Verb::Network(args) => network::run(&args),
+        Verb::Volume(args) => volume::run(&args),
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),

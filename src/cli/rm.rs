@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle::failure::Failure;
-use coracle::supervisor::{Connection, Container, State};
+use coracle::supervisor::{Connection, Container, State, Volumes};
 
 use super::{containers, stop};
 
@@ -19,6 +19,9 @@ pub struct RmArgs {
     /// End those that run; no complaint about those that are not there
     #[arg(short, long)]
     force: bool,
+    /// Remove the volumes too that were made for them
+    #[arg(short, long)]
+    volumes: bool,
     /// Names, or ids or their beginnings
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
@@ -29,12 +32,18 @@ pub struct RmArgs {
 /// # Errors
 /// Our own output fails.
 pub fn run(args: &RmArgs) -> anyhow::Result<ExitCode> {
-    containers::each(&args.containers, "remove", |name, what| {
-        if args.force && containers::open(what)?.look_up(name, what)?.is_none() {
-            return Ok(());
-        }
+    let known = containers::open("cannot remove containers")?;
+    // One that cannot be told from others is complained about below.
+    let gone = |name: &String| args.force && matches!(known.look_up(name, ""), Ok(None));
+    let there: Vec<String> = args.containers.iter().filter(|name| !gone(name)).cloned().collect();
+    containers::each(&there, "remove", |name, what| {
         let (container, state) = containers::find(name, what)?;
-        remove(&container, &state, args.force, what)
+        remove(&container, &state, args.force, what)?;
+        if args.volumes {
+            let containers = containers::open(what)?;
+            Volumes::beside(&containers)?.remove_anonymous(&container.config, &containers)?;
+        }
+        Ok(())
     })
 }
 

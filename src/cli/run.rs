@@ -59,6 +59,10 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let terminal = args.container.tty && foreground;
     session::check_terminal(terminal, input, &what)?;
     let container = args.container.create(&what)?;
+    let ports = args.container.unspoken_ports();
+    if !ports.is_empty() {
+        eprintln!("coracle: published for this host only: {}; `-p 0.0.0.0:…` is for others too", ports.join(", "));
+    }
     let signals = foreground.then(Signals::take).transpose().context("cannot catch signals")?;
     let size = session::size().filter(|_| terminal);
     let connection = Connection::start(&container, &Request::Attach { input, output: foreground, size })?;

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle snapshot`: microVMs that stand still, in two files.
 
-use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,9 +9,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
 use coracle::vmm::control::{Reply, Request};
-use coracle::vmm::snapshot::{self, MEMORY_FILE, STATE_FILE, Taken};
+use coracle::vmm::snapshot::{self, NewSnapshot, Taken};
 use serde_json::json;
-use tempfile::TempDir;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,9 +74,7 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     let no_room =
         |error: std::io::Error| refused(&error, "a directory that you may write to, with room for the guest's memory");
     let parent = args.directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".snapshot-").tempdir_in(parent).map_err(no_room)?;
-    let state = new_file(&temporary, STATE_FILE).map_err(no_room)?;
-    let memory = new_file(&temporary, MEMORY_FILE).map_err(no_room)?;
+    let new = NewSnapshot::begin(parent).map_err(no_room)?;
 
     let gone = |error: std::io::Error| refused(&error, "the socket that was given to `coracle boot --control`");
     let vmm = UnixStream::connect(&args.control).map_err(gone)?;
@@ -88,34 +83,21 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
         Request::Pause.send(&vmm).map_err(gone)?;
         answer(&mut replies).map_err(|why| refused(&why, "`coracle boot` anew"))?;
     }
-    Request::Snapshot.send_with(&vmm, [&state, &memory]).map_err(gone)?;
+    Request::Snapshot.send_with(&vmm, new.files()).map_err(gone)?;
     let taken = answer(&mut replies)
-        .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()));
-    let synced = |file: File| file.sync_all();
-    let kept = taken.and_then(|taken| {
-        let written = synced(state).and_then(|()| synced(memory)).map_err(|error| error.to_string());
-        written.map(|()| taken)
-    });
+        .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()))
+        .and_then(|taken| new.sync().map(|()| taken).map_err(|error| error.to_string()));
     if args.stop {
         // Only now, so that a guest whose snapshot failed goes on.
-        let end = if kept.is_ok() { Request::Stop } else { Request::Resume };
+        let end = if taken.is_ok() { Request::Stop } else { Request::Resume };
         end.send(&vmm).map_err(gone)?;
     }
-    let taken = kept.map_err(|why| refused(&why, "room on that file system, and a microVM that runs"))?;
-    std::fs::rename(temporary.path(), &args.directory).map_err(no_room)?;
-    // Its name is another one now.
-    let _ = temporary.keep();
-    File::open(parent).and_then(synced).map_err(no_room)?;
+    let taken = taken.map_err(|why| refused(&why, "room on that file system, and a microVM that runs"))?;
+    new.publish(&args.directory).map_err(no_room)?;
     let Taken { state_bytes, memory_bytes, took_us } = taken;
     let milliseconds = took_us / 1000;
     eprintln!("coracle: {} MiB of memory and {state_bytes} bytes of state in {milliseconds} ms", memory_bytes >> 20);
     Ok(())
-}
-
-/// A file that nobody is to write to afterwards.
-fn new_file(directory: &TempDir, name: &str) -> std::io::Result<File> {
-    let path = directory.path().join(name);
-    OpenOptions::new().read(true).write(true).create_new(true).mode(0o400).open(path)
 }
 
 fn answer(replies: &mut impl BufRead) -> Result<serde_json::Value, String> {

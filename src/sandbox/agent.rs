@@ -7,16 +7,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coracle_protocol::{
     AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
-    Shutdown, ShutdownMode, Signal, Start, Streams, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
+    Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
     write_frame,
 };
 
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::vmm::clock::realtime_ns;
+use crate::vmm::devices::virtio::net::MacAddress;
 use crate::vmm::devices::virtio::rng::random;
 
 /// How long an agent may take for one step, such as mounting the image and starting a program.
@@ -29,6 +30,9 @@ const MAX_PASSED_OVER: u32 = 64;
 const FIRST_PORT: u32 = 1 << 16;
 /// Random bytes for a guest that is to be one of its own: the size of its generator's key.
 const ENTROPY: usize = 32;
+/// How far a guest's clock may be from the host's, and how often it is set to get there.
+const CLOCK_ERROR: Duration = Duration::from_millis(40);
+const CLOCK_TRIES: u32 = 3;
 const NOT_RENEWED: &str = "cannot make the restored guest one of its own";
 /// How many ports are tried before one is found that is free.
 const PORTS_TRIED: u32 = 64;
@@ -53,6 +57,8 @@ pub struct ProcessStart {
     pub container: Option<Container>,
     /// The process.
     pub process: Process,
+    /// What it does.
+    pub task: Task,
     /// Whether it has something to read.
     pub stdin: bool,
     /// Whether anyone wants to know what it writes.
@@ -126,7 +132,7 @@ impl Agent {
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
         let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Start { container: start.container, process: start.process, streams };
+        let request = Start { container: start.container, process: start.process, streams, task: start.task };
         let request = Message::Start(Box::new(request));
         match self.channel.call(&request) {
             Ok(Message::Started) => {}
@@ -151,16 +157,34 @@ impl Agent {
 }
 
 impl Agent {
-    /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, and its name where
-    /// one is given. To be done before anything is started in it.
+    /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, its name where one
+    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it.
     ///
     /// # Errors
     /// The agent cannot, or has gone; or this host has no randomness.
-    pub fn renew(&mut self, hostname: Option<&str>) -> Result<(), Failure> {
-        let mut entropy = vec![0; ENTROPY];
-        random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
-        let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname: hostname.map(Text::new) };
-        self.ask(NOT_RENEWED, &Message::Renew(renew)).map(drop)
+    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<(), Failure> {
+        for _ in 0..CLOCK_TRIES {
+            let mut entropy = vec![0; ENTROPY];
+            random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
+            let macs = cards.iter().map(|mac| mac.bytes()).collect();
+            let hostname = hostname.map(Text::new);
+            let start = Instant::now();
+            let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname, macs };
+            self.ask(NOT_RENEWED, &Message::Renew(renew))?;
+            // The clock is off by no more than the answer took. A busy host's guest may take its time at first.
+            if start.elapsed() < CLOCK_ERROR {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has it mount what containers need, for a snapshot to be taken next.
+    ///
+    /// # Errors
+    /// It cannot, or has gone.
+    pub fn prepare(&mut self) -> Result<(), Failure> {
+        self.ask("cannot prepare the guest", &Message::Prepare).map(drop)
     }
 
     /// Stops all processes of the container where they are, or lets them go on.

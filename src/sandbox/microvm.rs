@@ -11,17 +11,26 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::agent::Agent;
+use super::template;
 use crate::cache;
 use crate::failure::Failure;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
-use crate::vmm::devices::virtio::net::NetConfig;
+use crate::vmm::devices::virtio::block::BlockConfig;
+use crate::vmm::devices::virtio::fs::FsConfig;
+use crate::vmm::devices::virtio::net::{MacAddress, NetConfig};
+use crate::vmm::devices::virtio::vsock::VsockConfig;
 use crate::vmm::process::Vmm;
+use crate::vmm::snapshot::{Launch, MEMORY_FILE, RestoreConfig, STATE_FILE};
 use crate::vmm::stages::Stage;
 
 /// How long a guest may take to start. Emulated ones need ten seconds.
 const START: Duration = Duration::from_secs(120);
+/// The guest's address on its vsock.
+const GUEST_CID: u64 = 3;
+
 /// What the VM has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
@@ -40,6 +49,8 @@ pub struct Devices {
     pub written: Option<PathBuf>,
     /// Network cards: `eth0` and on.
     pub nets: Vec<NetConfig>,
+    /// Directories of the host's.
+    pub shares: Vec<FsConfig>,
     /// Where the host reaches its vsock.
     pub vsock: PathBuf,
     /// Where the VMM can be asked for its metrics.
@@ -50,6 +61,18 @@ pub struct Devices {
 pub struct MicroVm {
     vmm: Vmm,
     events: Receiver<Event>,
+    vsock: PathBuf,
+    /// It is a clone of a template that has yet to become one of its own, with these network cards.
+    clone: Option<Vec<MacAddress>>,
+}
+
+/// Whether a VM may be a clone of a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Templates {
+    /// Where there is one, or one can be made.
+    Use,
+    /// No: it starts from its kernel.
+    Avoid,
 }
 
 /// Ends a VM from another thread.
@@ -65,22 +88,53 @@ impl Stopper {
 }
 
 impl MicroVm {
-    /// Starts a VM of this shape with these devices.
+    /// Starts a VM of this shape with these devices: as a clone of a template, unless that cannot be or is not wanted.
     ///
     /// # Errors
     /// The VMM cannot be started.
-    pub fn start(shape: Shape, devices: &Devices) -> Result<Self, Failure> {
-        let vmm = Vmm::start(config(shape, devices)?)?;
-        let events = follow(&vmm)?;
-        Ok(Self { vmm, events })
+    pub fn start(shape: Shape, devices: &Devices, templates: Templates) -> Result<Self, Failure> {
+        // virtiofsd maps the guest's memory, and that of a clone is private to its VMM.
+        if templates == Templates::Use && devices.shares.is_empty() {
+            match template::obtain(shape, devices).and_then(|template| Self::clone_of(&template, devices)) {
+                Ok(vm) => return Ok(vm),
+                Err(failure) => log::warn!("starting from the kernel, since there is no template: {}", failure.why),
+            }
+        }
+        Self::launch(machine(shape, devices)?.into(), devices, None)
     }
 
-    /// Waits until its agent answers.
+    fn launch(launch: Launch, devices: &Devices, clone: Option<Vec<MacAddress>>) -> Result<Self, Failure> {
+        let vmm = Vmm::start(launch)?;
+        let events = follow(&vmm)?;
+        Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone })
+    }
+
+    /// A template that is no good here is removed, so that the next start makes another.
+    fn clone_of(template: &Path, devices: &Devices) -> Result<Self, Failure> {
+        let macs = devices.nets.iter().map(NetConfig::address).collect();
+        let vm = Self::launch(restore(template, devices).into(), devices, Some(macs))?;
+        let outcome = wait_for(&vm.events, Stage::FirstRun);
+        if outcome.is_err() {
+            // Another start may have removed it already.
+            let _ = std::fs::remove_dir_all(template);
+        }
+        outcome.map(|()| vm)
+    }
+
+    /// Waits until its agent answers, and makes a clone one of its own.
     ///
     /// # Errors
     /// It does not get that far.
-    pub fn ready(&self) -> Result<(), Failure> {
-        wait_for_agent(&self.events)
+    pub fn agent(&self) -> Result<Agent, Failure> {
+        if self.clone.is_none() {
+            wait_for(&self.events, Stage::AgentReady)?;
+        }
+        let connected = Agent::connect(&self.vsock);
+        let renewed = connected.and_then(|mut agent| {
+            self.clone.iter().try_for_each(|macs| agent.renew(None, macs))?;
+            Ok(agent)
+        });
+        renewed.map_err(|failure| self.gone(failure.why))
     }
 
     /// For whoever may have to end it.
@@ -123,7 +177,25 @@ fn built(path: PathBuf) -> Result<PathBuf, Failure> {
     Err(Failure::new(what, "the guest has not been built", "scripts/start in Coracle's source, or set CORACLE_CACHE"))
 }
 
-fn config(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
+fn restore(template: &Path, devices: &Devices) -> RestoreConfig {
+    let disk = |path: &PathBuf, read_only| BlockConfig { path: path.clone(), read_only, serial: None, queues: 1 };
+    let written = devices.written.iter().map(|path| disk(path, false));
+    RestoreConfig {
+        restore: template.join(STATE_FILE),
+        memory: template.join(MEMORY_FILE),
+        disks: Some(std::iter::once(disk(&devices.rootfs, true)).chain(written).collect()),
+        nets: Some(devices.nets.clone()),
+        vsock: Some(VsockConfig { path: devices.vsock.clone(), cid: GUEST_CID }),
+        pmem: None,
+        log_file: None,
+        launched_ns: None,
+        sample_interval_us: None,
+        control: Some(devices.control.clone()),
+    }
+}
+
+/// A VM of this shape with these devices, from its kernel on.
+pub(super) fn machine(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
     let disk = |path: &Path, read_only| json!({ "path": path, "read_only": read_only });
     let written = devices.written.iter().map(|path| disk(path, false));
     let config = json!({
@@ -134,7 +206,8 @@ fn config(shape: Shape, devices: &Devices) -> Result<MachineConfig, Failure> {
         "console": "none",
         "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
         "nets": devices.nets,
-        "vsock": { "path": devices.vsock, "cid": 3 },
+        "fs": devices.shares,
+        "vsock": { "path": devices.vsock, "cid": GUEST_CID },
         "control": devices.control,
     });
     serde_json::from_value(config)
@@ -156,10 +229,11 @@ fn follow(vmm: &Vmm) -> Result<Receiver<Event>, Failure> {
     Ok(events)
 }
 
-fn wait_for_agent(events: &Receiver<Event>) -> Result<(), Failure> {
+/// Waits until the VM has reached this stage.
+fn wait_for(events: &Receiver<Event>, stage: Stage) -> Result<(), Failure> {
     loop {
         match events.recv_timeout(START) {
-            Ok(Event::Stage(mark)) if mark.stage == Stage::AgentReady => return Ok(()),
+            Ok(Event::Stage(mark)) if mark.stage == stage => return Ok(()),
             Ok(event) => {
                 if let Some(failure) = ending(&event) {
                     return Err(failure);
@@ -178,7 +252,7 @@ fn wait_for_agent(events: &Receiver<Event>) -> Result<(), Failure> {
 }
 
 /// What an event that ends the VM means here.
-fn ending(event: &Event) -> Option<Failure> {
+pub(super) fn ending(event: &Event) -> Option<Failure> {
     let how = match event {
         Event::Failed(failure) => return Some(failure.clone()),
         Event::End { how: GuestEnd::Panic } => "its kernel panicked; it may have run out of memory",

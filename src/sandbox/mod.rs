@@ -5,7 +5,8 @@ pub mod agent;
 pub mod capabilities;
 pub mod microvm;
 pub mod spec;
+pub mod template;
 
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
-pub use microvm::{Devices, MicroVm, Shape, Stopper};
+pub use microvm::{Devices, MicroVm, Shape, Stopper, Templates};
 pub use spec::{Overrides, ProcessSpec};

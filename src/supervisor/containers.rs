@@ -65,16 +65,17 @@ impl Containers {
         Ok(Self { root })
     }
 
-    /// Makes a container. `describe` gets its id, and the name that it gets unless one was asked for.
+    /// Makes a container. `describe` gets its id, the name that it gets unless one was asked for, and proof
+    /// that nobody else makes one meanwhile.
     ///
     /// # Errors
     /// The name is taken or is none, or `describe`'s.
     pub fn create(
         &self,
         name: Option<&str>,
-        describe: impl FnOnce(String, String) -> Result<Config, Failure>,
+        describe: impl FnOnce(String, String, &Held) -> Result<Config, Failure>,
     ) -> Result<Container, Failure> {
-        let _alone = self.alone()?;
+        let held = self.hold()?;
         self.sweep()?;
         let others = self.all()?;
         let name = match name {
@@ -86,7 +87,7 @@ impl Containers {
         };
         let id = names::new_id().map_err(no_random)?;
         let directory = self.root.join(&id);
-        let container = Container { directory, config: describe(id, name)? };
+        let container = Container { directory, config: describe(id, name, &held)? };
         DirBuilder::new().mode(0o700).create(&container.directory).map_err(cannot("make", &container.directory))?;
         container.save("state.json", &State::default())?;
         // Without this file there is no container.
@@ -143,7 +144,7 @@ impl Containers {
     /// # Errors
     /// The name is taken or is none.
     pub fn rename(&self, container: &mut Container, name: &str) -> Result<(), Failure> {
-        let _alone = self.alone()?;
+        let _held = self.hold()?;
         self.check_name(name, &self.all()?)?;
         let before = std::mem::replace(&mut container.config.name, name.to_owned());
         container.save("config.json", &container.config)?;
@@ -182,7 +183,16 @@ impl Containers {
         Ok(())
     }
 
-    fn alone(&self) -> Result<Held, Failure> {
+    /// Where all is kept of this user's.
+    pub fn data(&self) -> &Path {
+        self.root.parent().unwrap_or(&self.root)
+    }
+
+    /// While this is held, nobody else makes, renames or removes containers, or the volumes that they use.
+    ///
+    /// # Errors
+    /// The lock cannot be opened.
+    pub fn hold(&self) -> Result<Held, Failure> {
         let path = self.root.with_extension("lock");
         let file = file_lock::open(&path).and_then(|file| {
             file_lock::take(&file, FlockOperation::LockExclusive)?;
@@ -200,6 +210,14 @@ impl Container {
     pub fn open(directory: &Path) -> Result<Self, Failure> {
         let config = read(&directory.join("config.json")).map_err(cannot("read", directory))?;
         Ok(Self { directory: directory.to_owned(), config })
+    }
+
+    /// It and the others of its user.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn siblings(&self) -> Result<Containers, Failure> {
+        Containers::open(self.directory.ancestors().nth(2).unwrap_or(&self.directory))
     }
 
     /// Where its files are.

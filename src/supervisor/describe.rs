@@ -6,9 +6,11 @@ use std::net::IpAddr;
 
 use coracle_protocol::{Address, Container, File, Interface, Mount, Process, Source, Sysctl, Text, Upper, WindowSize};
 
+use super::mounts;
 use super::record::{Config, HostAddress, Surroundings};
 use crate::network::Attachment;
 use crate::sandbox::ProcessSpec;
+use crate::vmm::virtiofsd::FILE;
 
 /// The image's disk.
 const ROOT: &str = "/dev/vda";
@@ -23,9 +25,34 @@ const NO_EXEC: u32 = 8;
 /// `MS_RDONLY`.
 const READ_ONLY: u32 = 1;
 
-/// What the container is made of. `connected` is its connection, where it has one.
-pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
+/// What Docker sets for each container (moby `daemon/oci_linux.go`): any user may serve low ports, and ping.
+const PARAMETERS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+/// Something of the host's that the guest can mount.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Where in the container.
+    pub target: String,
+    /// The virtiofs.
+    pub tag: String,
+    /// Only one file of it is meant.
+    pub is_file: bool,
+    /// The host refuses to have it written.
+    pub read_only: bool,
+    /// If it is empty it gets what the image has there.
+    pub fill: bool,
+}
+
+/// What the container is made of. `connected` is its connection, where it has one, `shared` what it sees of the host.
+pub fn container(config: &Config, connected: Option<&Attachment>, shared: &[Shared]) -> Container {
     let around = &config.surroundings;
+    let memory = around.tmpfs.iter().map(|(target, options)| (mounts::depth(target), tmpfs(target, options)));
+    let mut mounts: Vec<_> =
+        memory.chain(shared.iter().map(|shared| (mounts::depth(&shared.target), share(shared)))).collect();
+    // What is mounted below another mount comes after it.
+    mounts.sort_by_key(|(depth, _)| *depth);
+    let own = around.sysctls.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     Container {
         root: Text::new(ROOT),
         upper: match config.storage_size {
@@ -35,12 +62,13 @@ pub fn container(config: &Config, connected: Option<&Attachment>) -> Container {
         read_only: around.read_only,
         hostname: Text::new(&config.process.hostname),
         shm_size: around.shm_size,
-        mounts: around.tmpfs.iter().map(|(target, options)| tmpfs(target, options)).collect(),
+        mounts: mounts.into_iter().map(|(_, mount)| mount).collect(),
         files: files(config, connected),
         network: connected.map(interface).into_iter().collect(),
         pids_limit: around.pids_limit,
         privileged: around.privileged,
-        sysctls: around.sysctls.iter().map(|(name, value)| sysctl(name, value)).collect(),
+        // What the user says comes last, and so counts.
+        sysctls: PARAMETERS.into_iter().chain(own).map(|(name, value)| sysctl(name, value)).collect(),
         init: around.init,
     }
 }
@@ -78,6 +106,17 @@ fn tmpfs(target: &str, options: &str) -> Mount {
         }
     }
     Mount { target: target.as_bytes().to_vec(), source: Source::Memory(rest.join(",").into_bytes()), flags }
+}
+
+fn share(shared: &Shared) -> Mount {
+    let tag = Text::new(&shared.tag);
+    let source = match (shared.is_file, shared.fill) {
+        (true, _) => Source::SharedFile(tag, FILE.as_bytes().to_vec()),
+        (false, true) => Source::Filled(tag),
+        (false, false) => Source::Shared(tag),
+    };
+    let flags = if shared.read_only { READ_ONLY } else { 0 };
+    Mount { target: shared.target.as_bytes().to_vec(), source, flags }
 }
 
 fn sysctl(name: &str, value: &str) -> Sysctl {

@@ -9,10 +9,15 @@ pub mod containers;
 pub mod describe;
 pub mod log;
 pub mod monitor;
+pub mod mounts;
 pub mod names;
 pub mod record;
+pub mod visit;
+pub mod volumes;
 pub mod wire;
 
 pub use client::Connection;
-pub use containers::{Container, Containers};
+pub use containers::{Container, Containers, Held};
+pub use mounts::{MountSource, MountUse};
 pub use record::{Config, HostAddress, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};
+pub use volumes::{Volume, Volumes};

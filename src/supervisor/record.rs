@@ -10,10 +10,11 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::MountUse;
 use super::wire::Exit;
 use crate::image::Digest;
 use crate::network::{Publish, Published};
-use crate::sandbox::{ProcessSpec, Shape};
+use crate::sandbox::{ProcessSpec, Shape, Templates};
 use crate::vmm::devices::virtio::net::MacAddress;
 
 /// A container as it was made. Only its name can change.
@@ -31,6 +32,9 @@ pub struct Config {
     pub process: ProcessSpec,
     /// vCPUs and memory.
     pub shape: Shape,
+    /// Its VM starts from the kernel, and is no clone of a template.
+    #[serde(default)]
+    pub cold: bool,
     /// The program has a terminal.
     pub terminal: bool,
     /// The program can be given input.
@@ -50,8 +54,23 @@ pub struct Config {
     pub storage_size: Option<u64>,
     /// How it is connected; `None` for not at all.
     pub network: Option<NetworkUse>,
+    /// What of the host's is mounted in it.
+    #[serde(default)]
+    pub mounts: Vec<MountUse>,
     /// What its processes may and have.
     pub surroundings: Surroundings,
+}
+
+impl Config {
+    /// Whether its VM may be a clone.
+    pub fn templates(&self) -> Templates {
+        if self.cold { Templates::Avoid } else { Templates::Use }
+    }
+
+    /// Whether the volume of this name is mounted in it.
+    pub fn uses_volume(&self, name: &str) -> bool {
+        self.mounts.iter().any(|mount| mount.volume() == Some(name))
+    }
 }
 
 /// How a container is connected.

@@ -17,6 +17,7 @@ use super::devices::virtio::VirtioDevice;
 use super::devices::virtio::balloon::{Balloon, BalloonHandle};
 use super::devices::virtio::block::Block;
 use super::devices::virtio::console::{Console, ConsoleHandle};
+use super::devices::virtio::fs::Fs;
 use super::devices::virtio::net::{Net, NetBackend};
 use super::devices::virtio::pmem::Pmem;
 use super::devices::virtio::rng::Rng;
@@ -91,6 +92,14 @@ impl Attached {
             let (device, handle) = Balloon::new(config.memory_mib << 20).map_err(no_fd)?;
             virtio.push(Box::new(device));
             handles.balloon = Some(handle);
+        }
+        for fs in &config.fs {
+            let device = Fs::open(fs).map_err(|error| {
+                let what = format!("cannot share a directory with the guest as `{}`", fs.tag);
+                let advice = format!("see whether virtiofsd runs, and listens at {}", fs.socket.display());
+                Failure::new(what, error, advice)
+            })?;
+            virtio.push(Box::new(device));
         }
         let pmem = config.pmem.iter().map(|pmem| {
             let what = || format!("cannot map {} as persistent memory", pmem.path.display());

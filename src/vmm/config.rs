@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::boot::ProtocolChoice;
 use super::devices::virtio::block::BlockConfig;
+use super::devices::virtio::fs::FsConfig;
 use super::devices::virtio::net::NetConfig;
 use super::devices::virtio::pmem::PmemConfig;
 use super::devices::virtio::vsock::VsockConfig;
@@ -79,6 +80,9 @@ pub struct MachineConfig {
     /// Read-only persistent memory: `/dev/pmem0` and on.
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
+    /// Directories of the host's.
+    #[serde(default)]
+    pub fs: Vec<FsConfig>,
     /// Whether there is an entropy device.
     #[serde(default = "yes")]
     pub rng: bool,
@@ -120,7 +124,11 @@ impl MachineConfig {
         let (devices, places) = (self.virtio_devices(), super::layout::VIRTIO_GSIS.len());
         if devices > places {
             let why = format!("they are {devices}, and there are {places} interrupt lines");
-            return Err(Failure::new("cannot attach all devices", why, "fewer of --disk, --net and --pmem"));
+            return Err(Failure::new(
+                "cannot attach all devices",
+                why,
+                "fewer disks, network cards and shared directories",
+            ));
         }
         Ok(())
     }
@@ -130,7 +138,7 @@ impl MachineConfig {
         let one = |there: bool| usize::from(there);
         let console = self.console == ConsoleKind::Virtio;
         let single = one(self.vsock.is_some()) + one(self.rng) + one(self.balloon) + one(console);
-        self.disks.len() + self.nets.len() + self.pmem.len() + single
+        self.disks.len() + self.nets.len() + self.pmem.len() + self.fs.len() + single
     }
 }
 

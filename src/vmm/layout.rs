@@ -50,6 +50,8 @@ pub const PMEM_ALIGN: u64 = 128 << 20;
 
 /// Interrupt of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
+/// Interrupt that tells a kernel with ACPI of events, by its generic event device.
+pub const EVENT_GSI: u32 = 9;
 /// Interrupts for virtio-mmio windows, in order: I/O APIC pins that no legacy device claims.
 pub const VIRTIO_GSIS: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 

@@ -22,4 +22,5 @@ pub mod snapshot;
 pub mod stages;
 pub mod stats;
 pub mod vcpu;
+pub mod virtiofsd;
 pub mod vm;

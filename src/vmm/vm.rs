@@ -110,6 +110,16 @@ impl Vm {
         self.fd.register_irqfd(line, gsi).map_err(doing("connecting an interrupt"))
     }
 
+    /// Raises interrupt `gsi` once, as an edge.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn pulse(&self, gsi: u32) -> Result<(), VmError> {
+        let set = |level| self.fd.set_irq_line(gsi, level).map_err(doing("raising an interrupt"));
+        set(true)?;
+        set(false)
+    }
+
     /// Makes 32-bit guest writes of 0, 1, ... to `address` signal the descriptors of `kicks`, in order, without an exit.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use coracle_protocol::{Container, ErrorCode, Process, Start};
+use coracle_protocol::{Container, ErrorCode, Process, Start, Task};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::fchown;
 use rustix::io::Errno;
@@ -14,7 +14,7 @@ use rustix::thread::{ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
 
 use crate::users::{self, Identity, Unknown};
 use crate::workload::{Refusal, failed};
-use crate::{credentials, init, news, program, rootfs, sys, terminal};
+use crate::{archive, credentials, init, news, program, rootfs, sys, terminal};
 
 /// What the agent has made for its child.
 pub struct Its<'a> {
@@ -29,7 +29,8 @@ pub struct Its<'a> {
 /// Everything up to `exec`; returns only what went wrong.
 pub fn run(start: &Start, its: Its<'_>) -> Refusal {
     match prepare(start, its) {
-        Ok(environment) => program::execute(&start.process.arguments, &environment),
+        Ok(environment) if start.task == Task::Program => program::execute(&start.process.arguments, &environment),
+        Ok(_) => archive::run(&start.task),
         Err(refusal) => refusal,
     }
 }

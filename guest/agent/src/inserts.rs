@@ -11,6 +11,7 @@ use rustix::fs::{CWD, Mode, OFlags, mkdir};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_remount, move_mount, open_tree};
 
+use crate::fill::fill;
 use crate::rootfs::make_directories;
 use crate::workload::{Refusal, failed};
 
@@ -76,6 +77,14 @@ fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>) -> Result<
         Source::Shared(tag) => {
             make_directories(target);
             mount(tag.as_str(), target, c"virtiofs", flags, c"")
+        }
+        Source::Filled(tag) => {
+            make_directories(target);
+            let flags_of_directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let open = || rustix::fs::open(target, flags_of_directory, Mode::empty());
+            let image = open()?;
+            mount(tag.as_str(), target, c"virtiofs", flags, c"")?;
+            fill(&image, &open()?)
         }
         Source::SharedFile(..) => {
             put_file(&shared.next().ok_or(Errno::NOENT)?, target)?;

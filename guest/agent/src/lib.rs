@@ -12,12 +12,15 @@ extern crate alloc;
 extern crate std;
 
 mod agent;
+mod archive;
 mod cgroup;
 mod child;
 mod connection;
 mod console;
 mod credentials;
 mod facts;
+mod files;
+mod fill;
 mod guest;
 mod init;
 mod inserts;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Interfaces, addresses and routes: all in one message to the kernel (`rtnetlink(7)`).
 
+use alloc::format;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
@@ -18,6 +19,7 @@ const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 /// `NLM_F_CREATE | NLM_F_REPLACE`: what is there already is right already.
 const NLM_F_SET: u16 = 0x500;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -57,6 +59,24 @@ pub fn configure(interfaces: &[Interface]) -> Result<()> {
     first_error(&socket)
 }
 
+/// Gives cards that are down other addresses: the first is `eth0`'s.
+///
+/// # Errors
+/// The kernel's: there is no such interface, or it is up.
+pub fn set_addresses(macs: &[[u8; 6]]) -> Result<()> {
+    if macs.is_empty() {
+        return Ok(());
+    }
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    let mut batch = Batch::default();
+    for (number, mac) in macs.iter().enumerate() {
+        let index = sys::interface_index(&socket, format!("eth{number}").as_bytes())?;
+        batch.mac(index, mac);
+    }
+    send(&socket, &batch.0, SendFlags::empty())?;
+    first_error(&socket)
+}
+
 /// The kernel has done everything by now; it answers only what failed.
 fn first_error(socket: &OwnedFd) -> Result<()> {
     let mut answer = [0; 256];
@@ -88,6 +108,11 @@ impl Batch {
         let body = [[0; 4], index.to_ne_bytes(), IFF_UP.to_ne_bytes(), IFF_UP.to_ne_bytes()].concat();
         let mtu = mtu.map(u32::to_ne_bytes);
         self.message(RTM_NEWLINK, 0, &body, mtu.iter().map(|mtu| (IFLA_MTU, &mtu[..])));
+    }
+
+    fn mac(&mut self, index: u32, mac: &[u8; 6]) {
+        let body = [[0; 4], index.to_ne_bytes(), [0; 4], [0; 4]].concat();
+        self.message(RTM_NEWLINK, 0, &body, core::iter::once((IFLA_ADDRESS, &mac[..])));
     }
 
     fn address(&mut self, index: u32, address: IpAddr, prefix: u8) {
@@ -128,11 +153,13 @@ impl Batch {
         self.0.extend_from_slice(&[0; 8]);
         self.0.extend_from_slice(body);
         for (kind, value) in attributes {
-            // No value is longer than an address; all are multiples of four, as everything must be here.
+            // No value is longer than an address.
             let length = u16::try_from(4 + value.len()).unwrap_or(4);
             self.0.extend_from_slice(&length.to_ne_bytes());
             self.0.extend_from_slice(&kind.to_ne_bytes());
             self.0.extend_from_slice(value);
+            // Everything starts at a multiple of four.
+            self.0.resize(self.0.len().next_multiple_of(4), 0);
         }
         let length = u32::try_from(self.0.len() - start).unwrap_or(0);
         if let Some(place) = self.0.get_mut(start..start + 4) {
@@ -165,6 +192,10 @@ mod tests {
         assert_eq!(batch.0.get(..8), Some(&[48, 0, 0, 0, 20, 0, 1, 5][..]));
         assert_eq!(batch.0.get(16..24), Some(&[2, 24, 0, 0, 2, 0, 0, 0][..]));
         assert_eq!(batch.0.get(40..), Some(&[8, 0, 4, 0, 10, 1, 2, 255][..]));
+        let mut other = Batch::default();
+        other.mac(3, &[2, 0, 0, 0, 0, 9]);
+        assert_eq!(other.0.get(..4), Some(&[44, 0, 0, 0][..]));
+        assert_eq!(other.0.get(32..), Some(&[10, 0, 1, 0, 2, 0, 0, 0, 0, 9, 0, 0][..]));
         batch.default_route(2, "fe80::1".parse().unwrap());
         assert_eq!(batch.0.get(48..56), Some(&[56, 0, 0, 0, 24, 0, 1, 5][..]));
         assert_eq!(batch.0.len(), 48 + 16 + 12 + 20 + 8);

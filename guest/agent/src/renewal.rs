@@ -8,7 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 
-use crate::sys;
+use crate::{network, sys};
 
 /// `MEM_MAJOR`, and the minor number of `/dev/random` (`drivers/char/mem.c`).
 const RANDOM: (u32, u32) = (1, 8);
@@ -28,10 +28,10 @@ pub fn renew(renew: &Renew) -> Result<()> {
     // Without this the generator would go on with the key that the snapshot has until its next turn, a minute later.
     sys::reseed(&device)?;
     sys::set_clock(renew.realtime_ns)?;
-    match &renew.hostname {
-        Some(hostname) => rustix::system::sethostname(hostname.as_str().as_bytes()),
-        None => Ok(()),
+    if let Some(hostname) = &renew.hostname {
+        rustix::system::sethostname(hostname.as_str().as_bytes())?;
     }
+    network::set_addresses(&renew.macs)
 }
 
 /// A `struct rand_pool_info`: bits of entropy, bytes that follow, the bytes.
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn too_little_and_too_much_entropy_is_refused() {
         for length in [0, 31, 513] {
-            let request = Renew { entropy: alloc::vec![1; length], realtime_ns: 0, hostname: None };
+            let request = Renew { entropy: alloc::vec![1; length], realtime_ns: 0, hostname: None, macs: Vec::new() };
             assert_eq!(renew(&request), Err(Errno::INVAL), "{length}");
         }
     }

@@ -73,6 +73,8 @@ pub enum Source {
     Shared(Text),
     /// One file of it, by its name in that directory; the target is a file then.
     SharedFile(Text, Vec<u8>),
+    /// As [`Source::Shared`]; if it is empty, it first gets a copy of what the container's root has there.
+    Filled(Text),
 }
 
 /// A file that the host makes.

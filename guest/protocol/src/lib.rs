@@ -57,7 +57,9 @@ pub use message::{
     BootFacts, ErrorCode, Failure, Hello, Message, MessageError, MessageType, Ping, Ready, Shutdown, ShutdownMode,
 };
 pub use ports::*;
-pub use process::{Ended, EndedBy, Process, Resize, ResourceLimit, Signal, Start, Streams, WindowSize};
+pub use process::{
+    Ended, EndedBy, Pack, Process, Resize, ResourceLimit, Signal, Start, Streams, Task, Unpack, WindowSize,
+};
 pub use renew::Renew;
 pub use statistics::{ProcessFacts, Processes, Usage};
 #[cfg(feature = "std")]

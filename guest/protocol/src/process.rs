@@ -16,6 +16,48 @@ pub struct Start {
     pub process: Process,
     /// Where the agent connects to for each stream.
     pub streams: Streams,
+    /// What the process does.
+    pub task: Task,
+}
+
+/// What a process does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// It becomes its program.
+    #[default]
+    Program,
+    /// It writes files of the container to its output, as a tar archive; its status is 0 if that has gone well, and what
+    /// has not is on its error stream.
+    Pack(Pack),
+    /// It makes files out of the tar archive that is its input; as above.
+    Unpack(Unpack),
+}
+
+/// Which files to write.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pack {
+    /// A file, or a directory and all that is in it.
+    pub path: Vec<u8>,
+    /// What it is called in the archive.
+    pub name: Vec<u8>,
+    /// Whether a symbolic link at the path is followed.
+    pub follow: bool,
+}
+
+/// Where files go.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unpack {
+    /// A directory that is there, in which they are made; or a path that the one thing of the archive is to have.
+    pub path: Vec<u8>,
+    /// Name of that one thing in a directory; `None` for all of the archive under its own names. Everything in the archive
+    /// begins with one name, which counts for nothing.
+    pub name: Option<Vec<u8>>,
+    /// Whether that one thing is a directory.
+    pub directory: bool,
+    /// Whether what is in it is meant, rather than itself.
+    pub content: bool,
+    /// Whether files belong to whom the archive says, and not to root.
+    pub keep_owner: bool,
 }
 
 /// What to run, as whom, with which rights.

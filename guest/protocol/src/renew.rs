@@ -18,16 +18,20 @@ pub struct Renew {
     pub realtime_ns: u64,
     /// The guest's name; `None` leaves it as it is.
     pub hostname: Option<Text>,
+    /// Addresses of its network cards: that of `eth0`, and so on. The cards are down. Those beyond the list stay as they
+    /// are.
+    pub macs: Vec<[u8; 6]>,
 }
 
 /// Without the entropy: it is a secret.
 impl fmt::Debug for Renew {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { entropy: _, realtime_ns, hostname } = self;
+        let Self { entropy: _, realtime_ns, hostname, macs } = self;
         formatter
             .debug_struct("Renew")
             .field("realtime_ns", realtime_ns)
             .field("hostname", hostname)
+            .field("macs", macs)
             .finish_non_exhaustive()
     }
 }

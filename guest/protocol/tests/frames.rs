@@ -5,9 +5,9 @@ use std::io::{self, Read};
 
 use coracle_protocol::{
     Address, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError, HEADER_LEN,
-    Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Ping, Process, ProcessFacts, Processes,
+    Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process, ProcessFacts, Processes,
     ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl,
-    Text, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
+    Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
@@ -31,8 +31,9 @@ fn message() -> impl Strategy<Value = Message> {
         (any::<u16>(), text()).prop_map(|(code, message)| Message::Error(Failure { code: ErrorCode(code), message })),
         Just(Message::Prepare),
         (mode, any::<u32>()).prop_map(|(mode, grace_ms)| Message::Shutdown(Shutdown { mode, grace_ms })),
-        (bytes(), any::<u64>(), prop::option::of(text()))
-            .prop_map(|(entropy, realtime_ns, hostname)| Message::Renew(Renew { entropy, realtime_ns, hostname })),
+        (bytes(), any::<u64>(), prop::option::of(text()), any::<Vec<[u8; 6]>>()).prop_map(
+            |(entropy, realtime_ns, hostname, macs)| Message::Renew(Renew { entropy, realtime_ns, hostname, macs })
+        ),
         start().prop_map(|start| Message::Start(Box::new(start))),
         Just(Message::Started),
         any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {
@@ -97,6 +98,7 @@ fn mount() -> impl Strategy<Value = Mount> {
     let source = prop_oneof![
         bytes().prop_map(Source::Memory),
         text().prop_map(Source::Shared),
+        text().prop_map(Source::Filled),
         (text(), bytes()).prop_map(|(tag, name)| Source::SharedFile(tag, name)),
     ];
     (bytes(), source, any::<u32>()).prop_map(|(target, source, flags)| Mount { target, source, flags })
@@ -167,13 +169,27 @@ prop_compose! {
     }
 }
 
+fn task() -> impl Strategy<Value = Task> {
+    let pack = (bytes(), bytes(), any::<bool>()).prop_map(|(path, name, follow)| Pack { path, name, follow });
+    let unpack = (bytes(), prop::option::of(bytes()), any::<[bool; 3]>());
+    let unpack = unpack.prop_map(|(path, name, [directory, content, keep_owner])| Unpack {
+        path,
+        name,
+        directory,
+        content,
+        keep_owner,
+    });
+    prop_oneof![Just(Task::Program), pack.prop_map(Task::Pack), unpack.prop_map(Task::Unpack)]
+}
+
 prop_compose! {
     fn start()(
         container in prop::option::of(container()),
         process in process(),
         (stdin, stdout, stderr) in any::<(Option<u32>, Option<u32>, Option<u32>)>(),
+        task in task(),
     ) -> Start {
-        Start { container, process, streams: Streams { stdin, stdout, stderr } }
+        Start { container, process, streams: Streams { stdin, stdout, stderr }, task }
     }
 }
 

@@ -8,10 +8,12 @@ use clap::{Args, ValueEnum};
 use coracle::vmm::boot::ProtocolChoice;
 use coracle::vmm::config::{ConsoleKind, MachineConfig};
 use coracle::vmm::devices::virtio::block::BlockConfig;
+use coracle::vmm::devices::virtio::fs::{FsConfig, MAX_TAG};
 use coracle::vmm::devices::virtio::net::{NetBackend, NetConfig};
 use coracle::vmm::devices::virtio::pmem::PmemConfig;
 use coracle::vmm::devices::virtio::vsock::VsockConfig;
 use coracle::vmm::snapshot::{self, MEMORY_FILE, RestoreConfig};
+use coracle::vmm::virtiofsd::Share;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -71,6 +73,10 @@ pub struct BootArgs {
     /// Map a file into the guest as read-only persistent memory. Repeat for more; they are /dev/pmem0, ...
     #[arg(long = "pmem", value_name = "PATH")]
     pub pmem: Vec<PathBuf>,
+    /// Share a directory, which the guest mounts as virtiofs by its tag: tag=TEXT,path=DIR[,ro], or tag=TEXT,socket=PATH
+    /// for a virtiofsd that runs already. Repeat for more.
+    #[arg(long = "fs", value_name = "tag=TEXT,path=DIR[,ro]", value_parser = fs)]
+    pub fs: Vec<FsArg>,
     /// Number of vCPUs, 1 to 8.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub cpus: u32,
@@ -192,11 +198,38 @@ impl BootArgs {
             nets: self.nets.clone(),
             vsock: self.vsock.clone().map(|path| VsockConfig { path, cid: GUEST_CID }),
             pmem: self.pmem.iter().cloned().map(|path| PmemConfig { path }).collect(),
+            fs: self.fs.iter().filter_map(FsArg::served).cloned().collect(),
             rng: !self.no_rng,
             balloon: !self.no_balloon,
             launched_ns: None,
             sample_interval_us: self.profile.is_some().then_some(self.profile_interval),
             control: self.control.clone(),
+        }
+    }
+}
+
+/// A directory for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FsArg {
+    /// Somebody serves it.
+    Served(FsConfig),
+    /// It is to be served.
+    Share(Share),
+}
+
+impl FsArg {
+    fn served(&self) -> Option<&FsConfig> {
+        match self {
+            Self::Served(config) => Some(config),
+            Self::Share(_) => None,
+        }
+    }
+
+    /// What it takes a virtiofsd for.
+    pub fn share(&self) -> Option<&Share> {
+        match self {
+            Self::Served(_) => None,
+            Self::Share(share) => Some(share),
         }
     }
 }
@@ -240,6 +273,40 @@ fn net(text: &str) -> Result<NetConfig, String> {
         }
     }
     Ok(NetConfig { backend: backend.ok_or("`tap=NAME` or `passt=SOCKET` is missing")?, mac })
+}
+
+/// `tag=TEXT,path=DIR[,ro]` or `tag=TEXT,socket=PATH`.
+fn fs(text: &str) -> Result<FsArg, String> {
+    let (mut tag, mut path, mut socket, mut read_only) = (None, None, None, false);
+    for word in split(text) {
+        let place = match word.split_once('=') {
+            None if word == "ro" && !read_only => {
+                read_only = true;
+                continue;
+            }
+            Some(("tag", tag)) if !(1..=MAX_TAG).contains(&tag.len()) || tag.contains('/') => {
+                return Err(format!("a tag has 1 to {MAX_TAG} bytes, and no `/` among them"));
+            }
+            Some(("tag", text)) => tag.replace(text.to_owned()),
+            Some(("path", text)) if !text.is_empty() => path.replace(text.to_owned()),
+            Some(("socket", text)) if !text.is_empty() => socket.replace(text.to_owned()),
+            _ => {
+                return Err(format!(
+                    "unknown option `{word}`: there are `tag=TEXT`, `path=DIR`, `socket=PATH` and `ro`"
+                ));
+            }
+        };
+        if place.is_some() {
+            return Err(format!("`{word}` comes after another of its kind"));
+        }
+    }
+    let tag = tag.ok_or("`tag=TEXT` is missing")?;
+    match (path, socket, read_only) {
+        (Some(path), None, read_only) => Ok(FsArg::Share(Share { tag, source: path.into(), read_only })),
+        (None, Some(socket), false) => Ok(FsArg::Served(FsConfig { tag, socket: socket.into() })),
+        (None, Some(_), true) => Err("who runs virtiofsd decides whether the guest may write".to_owned()),
+        _ => Err("one of `path=DIR` and `socket=PATH` is needed".to_owned()),
+    }
 }
 
 /// Splits at commas; two commas in a row are one that belongs to the word.
@@ -295,6 +362,20 @@ mod tests {
         for text in ["", "tap=", "tap0", "mac=02:00:00:00:00:01", "tap=a,mac=02:00", "tap=a,b=c"] {
             assert!(net(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn shared_directories_are_read() {
+        let share = |read_only| FsArg::Share(Share { tag: "t".into(), source: "/a,b".into(), read_only });
+        assert_eq!((fs("tag=t,path=/a,,b"), fs("ro,path=/a,,b,tag=t")), (Ok(share(false)), Ok(share(true))));
+        assert_eq!(fs("tag=t,socket=/s").unwrap().served().map(|config| config.tag.as_str()), Some("t"));
+        let long = format!("tag={},path=/a", "x".repeat(37));
+        for text in
+            ["", "tag=t", "path=/a", "tag=,path=/a", "tag=../t,path=/a", "tag=t,path=/a,socket=/s", "tag=t,path="]
+        {
+            assert!(fs(text).is_err(), "{text}");
+        }
+        assert!(fs(&long).is_err() && fs("tag=t,socket=/s,ro").is_err() && fs("tag=t,tag=u,path=/a").is_err());
     }
 
     #[test]

@@ -22,11 +22,13 @@ use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
 use coracle::vmm::snapshot::{self, Launch};
 use coracle::vmm::stages::{Mark, Stage};
+use coracle::vmm::virtiofsd::Virtiofsd;
 
 pub use args::BootArgs;
-use args::TimingsFormat;
+use args::{FsArg, TimingsFormat};
 use profile::Profile;
 use relay::Ending;
+use tempfile::TempDir;
 use terminal::RawTerminal;
 
 /// Boots the guest and stays with it to its end.
@@ -34,7 +36,8 @@ use terminal::RawTerminal;
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
-    let Launching { launch, kernel, console, renew } = launch(args)?;
+    let (_folder, serving) = serve(args)?;
+    let Launching { launch, kernel, console, renew } = launch(args, &serving)?;
     let takes_input = console != ConsoleKind::None;
     let ended_by = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGWINCH];
     let signals = signals::readable(&ended_by).context("cannot catch signals")?;
@@ -81,6 +84,17 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// Starts what serves the guest's directories, with a place for its sockets.
+fn serve(args: &BootArgs) -> anyhow::Result<(Option<TempDir>, Vec<Virtiofsd>)> {
+    let shares: Vec<_> = args.fs.iter().filter_map(FsArg::share).collect();
+    if shares.is_empty() {
+        return Ok((None, Vec::new()));
+    }
+    let folder = tempfile::tempdir().context("cannot make a directory for sockets")?;
+    let serving = shares.into_iter().map(|share| Virtiofsd::start(share, folder.path())).collect::<Result<_, _>>()?;
+    Ok((Some(folder), serving))
+}
+
 /// What is to be started, and what is known of it before.
 struct Launching {
     launch: Launch,
@@ -90,20 +104,21 @@ struct Launching {
     renew: Option<PathBuf>,
 }
 
-fn launch(args: &BootArgs) -> Result<Launching, Failure> {
+fn launch(args: &BootArgs, serving: &[Virtiofsd]) -> Result<Launching, Failure> {
     if let Some(config) = args.restore() {
         let then = snapshot::read(&config.restore).map_err(|error| error.about(&config.restore))?.config;
         let vsock = config.vsock.clone().or(then.vsock).map(|vsock| vsock.path);
         return Ok(Launching { launch: config.into(), kernel: then.kernel, console: then.console, renew: vsock });
     }
-    let config = args.config();
+    let mut config = args.config();
+    config.fs.extend(serving.iter().map(Virtiofsd::config));
     let (kernel, console) = (config.kernel.clone(), config.console);
     Ok(Launching { launch: config.into(), kernel, console, renew: None })
 }
 
 /// Gives a clone random numbers and a clock of its own, by its agent. A guest without one is left as it is.
 fn make_its_own(vsock: &Path) {
-    if let Err(failure) = Agent::connect(vsock).and_then(|mut agent| agent.renew(None)) {
+    if let Err(failure) = Agent::connect(vsock).and_then(|mut agent| agent.renew(None, &[])) {
         eprintln!("coracle: the guest has the clock and the random numbers of its snapshot: {}", failure.why);
     }
 }

@@ -47,23 +47,40 @@ pub struct NetworkArgs {
 
 /// What one word says.
 #[derive(Clone, Debug)]
-struct Ports(Vec<Publish>);
+struct Ports {
+    ports: Vec<Publish>,
+    /// Whether an address of the host was among what was said.
+    address_given: bool,
+}
 
 fn ports(text: &str) -> Result<Ports, PortError> {
-    Publish::parse(text).map(Ports)
+    let ports = Publish::parse(text)?;
+    // [[ADDRESS:]HOST:]CONTAINER, and an address of IPv6 has colons of its own, in brackets.
+    let address_given = text.starts_with('[') || text.matches(':').count() > 1 && !text.starts_with(':');
+    Ok(Ports { ports, address_given })
 }
 
 fn exposed(text: &str) -> Result<Ports, PortError> {
-    Publish::exposed(text).map(Ports)
+    Ok(Ports { ports: Publish::exposed(text)?, address_given: true })
 }
 
 impl NetworkArgs {
+    /// Where ports are published that were given no address: for this host only, which not everybody expects.
+    pub fn unspoken_ports(&self) -> Vec<String> {
+        let ports = self.publish.iter().filter(|ports| !ports.address_given).flat_map(|ports| &ports.ports);
+        let place = |port: &Publish| match port.host {
+            (0, 0) => format!("{}:…->{}/{}", port.address, port.container, port.protocol),
+            (host, _) => format!("{}:{host}->{}/{}", port.address, port.container, port.protocol),
+        };
+        ports.map(place).collect()
+    }
+
     /// What they say; `of_image` are the ports that the image exposes.
     ///
     /// # Errors
     /// They contradict each other.
     pub fn read(&self, of_image: &[String], what: &str) -> Result<Option<NetworkUse>, Failure> {
-        let mut ports: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.0.clone()).collect();
+        let mut ports: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.ports.clone()).collect();
         match self.network.as_str() {
             "none" if ports.is_empty() => return Ok(None),
             "none" => {
@@ -79,7 +96,8 @@ impl NetworkArgs {
         if self.publish_all {
             let of_image = of_image.iter().map(|text| Publish::exposed(text)).collect::<Result<Vec<_>, _>>();
             let of_image = of_image.map_err(|error| Failure::new(what, error, "-p instead of -P"))?;
-            let exposed = of_image.into_iter().flatten().chain(self.expose.iter().flat_map(|ports| ports.0.clone()));
+            let exposed =
+                of_image.into_iter().flatten().chain(self.expose.iter().flat_map(|ports| ports.ports.clone()));
             for port in exposed {
                 let same = |other: &Publish| (other.container, other.protocol) == (port.container, port.protocol);
                 if !ports.iter().any(same) {

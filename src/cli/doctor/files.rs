@@ -108,7 +108,7 @@ const PROGRAMS: &[(&[&str], &str, &str)] = &[
     (&["mkfs.ext4"], "e2fsprogs", "no ext4 disks for guests"),
     (&["nft"], "nftables", "no networks of containers as root"),
     (&["passt"], "passt", "no network for containers without root"),
-    (&["virtiofsd"], "qemu-system-common", "no host directories in guests (to come)"),
+    (&["virtiofsd"], "qemu-system-common", "no files of the host and no volumes in guests"),
     (&["crun", "runc"], "crun", "no namespace containers to compare with (to come)"),
 ];
 

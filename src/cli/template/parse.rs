@@ -35,7 +35,7 @@ enum Part {
 pub fn nodes(text: &str) -> Result<Vec<Node>, String> {
     let mut parts = split(text)?.into_iter();
     match block(&mut parts, 0)? {
-        (nodes, End::OfText) => Ok(nodes),
+        (nodes, Ending::OfText) => Ok(nodes),
         (_, end) => Err(format!("`{}` without `if` or `range` before it", end.word())),
     }
 }
@@ -62,14 +62,14 @@ fn unescape(text: &str) -> String {
 }
 
 /// What ends a block.
-enum End {
+enum Ending {
     OfText,
     End,
     /// With the action that follows: `else if .A`.
     Else(Option<Vec<Token>>),
 }
 
-impl End {
+impl Ending {
     fn word(&self) -> &'static str {
         match self {
             Self::OfText => "the end",
@@ -79,7 +79,7 @@ impl End {
     }
 }
 
-fn block(parts: &mut impl Iterator<Item = Part>, depth: usize) -> Result<(Vec<Node>, End), String> {
+fn block(parts: &mut impl Iterator<Item = Part>, depth: usize) -> Result<(Vec<Node>, Ending), String> {
     if depth > DEEPEST {
         return Err("too many blocks in each other".to_owned());
     }
@@ -94,33 +94,33 @@ fn block(parts: &mut impl Iterator<Item = Part>, depth: usize) -> Result<(Vec<No
         };
         let tokens = tokens(&action)?;
         match tokens.first().map(|token| token.text.as_str()) {
-            Some("end") if tokens.len() == 1 => return Ok((nodes, End::End)),
+            Some("end") if tokens.len() == 1 => return Ok((nodes, Ending::End)),
             Some("else") => {
                 let rest: Vec<Token> = tokens.into_iter().skip(1).collect();
-                return Ok((nodes, End::Else((!rest.is_empty()).then_some(rest))));
+                return Ok((nodes, Ending::Else((!rest.is_empty()).then_some(rest))));
             }
             Some("if") => nodes.push(condition(tokens.into_iter().skip(1).collect(), parts, depth + 1)?),
             Some("range") => nodes.push(range(tokens.into_iter().skip(1).collect(), parts, depth + 1)?),
             _ => nodes.push(Node::Print(Reader::all(tokens)?)),
         }
     }
-    Ok((nodes, End::OfText))
+    Ok((nodes, Ending::OfText))
 }
 
 fn condition(words: Vec<Token>, parts: &mut impl Iterator<Item = Part>, depth: usize) -> Result<Node, String> {
     let (asked, (then, end)) = (Reader::all(words)?, block(parts, depth)?);
     let otherwise = match end {
-        End::OfText => return Err("`if` without `end`".to_owned()),
-        End::End => Vec::new(),
-        End::Else(None) => last_block(parts, depth)?,
-        End::Else(Some(mut words)) if words.first().is_some_and(|word| word.text == "if") => {
+        Ending::OfText => return Err("`if` without `end`".to_owned()),
+        Ending::End => Vec::new(),
+        Ending::Else(None) => last_block(parts, depth)?,
+        Ending::Else(Some(mut words)) if words.first().is_some_and(|word| word.text == "if") => {
             words.remove(0);
             if depth > DEEPEST {
                 return Err("too many blocks in each other".to_owned());
             }
             vec![condition(words, parts, depth + 1)?]
         }
-        End::Else(Some(_)) => return Err("after `else` comes `if`, or nothing".to_owned()),
+        Ending::Else(Some(_)) => return Err("after `else` comes `if`, or nothing".to_owned()),
     };
     Ok(Node::If(asked, then, otherwise))
 }
@@ -142,17 +142,17 @@ fn range(mut words: Vec<Token>, parts: &mut impl Iterator<Item = Part>, depth: u
     }
     let (over, (each, end)) = (Reader::all(words)?, block(parts, depth)?);
     let none = match end {
-        End::OfText => return Err("`range` without `end`".to_owned()),
-        End::End => Vec::new(),
-        End::Else(None) => last_block(parts, depth)?,
-        End::Else(Some(_)) => return Err("after the `else` of `range` comes nothing".to_owned()),
+        Ending::OfText => return Err("`range` without `end`".to_owned()),
+        Ending::End => Vec::new(),
+        Ending::Else(None) => last_block(parts, depth)?,
+        Ending::Else(Some(_)) => return Err("after the `else` of `range` comes nothing".to_owned()),
     };
     Ok(Node::Range { key, value, over, each, none })
 }
 
 fn last_block(parts: &mut impl Iterator<Item = Part>, depth: usize) -> Result<Vec<Node>, String> {
     match block(parts, depth)? {
-        (nodes, End::End) => Ok(nodes),
+        (nodes, Ending::End) => Ok(nodes),
         (_, end) => Err(format!("`else`, then `{}`, where `end` is to be", end.word())),
     }
 }
@@ -177,12 +177,10 @@ fn tokens(action: &str) -> Result<Vec<Token>, String> {
             '"' | '`' => quoted(rest, first)?,
             '(' | ')' | ',' | '|' => rest.split_at(1),
             _ if rest.starts_with(":=") => rest.split_at(2),
+            ':' => return Err("`:` without `=`".to_owned()),
             _ => {
-                let ends = |c: char| c.is_whitespace() || "()|,\"`".contains(c) || c == ':';
-                let end = rest.find(ends).filter(|end| *end > 0).ok_or_else(|| rest.len());
-                rest.split_at(
-                    end.or_else(|all| if first == ':' { Err("`:` without `=`".to_owned()) } else { Ok(all) })?,
-                )
+                let ends = |c: char| c.is_whitespace() || "()|,:\"`".contains(c);
+                rest.split_at(rest.find(ends).unwrap_or(rest.len()))
             }
         };
         let is_quoted = ['"', '`'].contains(&first);

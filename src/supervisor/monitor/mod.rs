@@ -3,7 +3,8 @@
 
 mod clients;
 mod output;
-mod storage;
+pub(super) mod shares;
+pub(super) mod storage;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use coracle_protocol::WindowSize;
+use coracle_protocol::{Task, WindowSize};
 use jiff::Timestamp;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -24,11 +25,13 @@ use self::output::Output;
 use super::containers::{Container, Held, remove_sockets};
 use super::describe;
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
+use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment};
 use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
+use crate::vmm::virtiofsd::Virtiofsd;
 
 const SIGKILL: u8 = 9;
 /// Exit status of a program that was killed with its VM.
@@ -121,7 +124,7 @@ impl Monitor {
             error: String::new(),
             ..before.clone()
         };
-        let (reply, outcome) = match self.start(&mut state) {
+        let (reply, outcome) = match self.start(&mut state, before.started.is_none()) {
             Ok(started) => {
                 let outcome = self.follow(started);
                 let exit = outcome.as_ref().copied().unwrap_or(Exit { status: KILLED, out_of_memory: false });
@@ -137,7 +140,7 @@ impl Monitor {
         };
         remove_sockets(&sockets);
         let kept = match self.container.config.remove {
-            true => self.container.remove(),
+            true => self.container.remove().and_then(|()| remove_anonymous(&self.container)),
             false => self.container.set_state(&state),
         };
         // Who hears of the end may start it again at once.
@@ -153,8 +156,8 @@ impl Monitor {
         self.clients.settle(FAREWELL);
     }
 
-    /// Up to where the program runs.
-    fn start(&self, state: &mut State) -> Result<Started, NotRun> {
+    /// Up to where the program runs, for the first time or again.
+    fn start(&self, state: &mut State, first: bool) -> Result<Started, NotRun> {
         let config = &self.container.config;
         let what = format!("cannot start container {}", config.name);
         let explain = |problem| Failure::from(crate::image::ImageError::new(&what)(problem));
@@ -166,37 +169,40 @@ impl Monitor {
         let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
+        let serving = shares::start(&self.container, &state.sockets, first)?;
         let devices = Devices {
             rootfs,
             written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
             nets: connected.iter().map(Attachment::config).collect(),
+            shares: serving.iter().map(|(serving, _)| serving.config()).collect(),
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
         };
-        let vm = MicroVm::start(config.shape, &devices)?;
+        let vm = MicroVm::start(config.shape, &devices, config.templates())?;
+        let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
         self.enter(Phase::Starting(Some(vm.stopper()?)));
-        vm.ready()?;
+        let agent = vm.agent()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
         let start = ProcessStart {
-            container: Some(describe::container(config, connected.as_ref())),
+            container: Some(describe::container(config, connected.as_ref(), &shared)),
             process: describe::process(&config.process, &config.surroundings, terminal),
+            task: Task::Program,
             stdin: config.interactive,
             output: true,
         };
-        let agent = Agent::connect(&self.vsock).map_err(|failure| vm.gone(failure.why))?;
         let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = vm.pid();
         self.container.set_state(state)?;
-        Ok(Started { vm, process, connected })
+        Ok(Started { vm, process, connected, serving })
     }
 
     /// From there to its end.
     fn follow(self: &Arc<Self>, started: Started) -> Result<Exit, Failure> {
-        let Started { vm, mut process, connected } = started;
+        let Started { vm, mut process, connected, serving } = started;
         let path = self.container.log();
         let kept = (self.container.config.log == LogDriver::JsonFile).then_some(&*path);
         let output = Output::open(Arc::clone(self), kept)?;
@@ -210,6 +216,7 @@ impl Monitor {
         let ended = process.wait().map_err(|failure| vm.gone(failure.why));
         output.finish(FAREWELL);
         vm.stop();
+        drop(serving);
         // Ports are free again before anybody hears of the end.
         drop(connected);
         ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
@@ -343,6 +350,12 @@ impl Monitor {
     }
 }
 
+/// Removes the volumes that were made for a container that is no more.
+fn remove_anonymous(container: &Container) -> Result<(), Failure> {
+    let containers = container.siblings()?;
+    Volumes::beside(&containers)?.remove_anonymous(&container.config, &containers)
+}
+
 /// Each connection to a published port takes two descriptors: the usual soft limit is soon used up.
 fn allow_connections() {
     let limit = getrlimit(Resource::Nofile);
@@ -356,6 +369,7 @@ struct Started {
     vm: MicroVm,
     process: Running,
     connected: Option<Attachment>,
+    serving: Vec<Virtiofsd>,
 }
 
 fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
@@ -371,7 +385,7 @@ fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> 
 }
 
 /// A directory for sockets.
-fn make_socket_directory(container: &Container) -> Result<PathBuf, Failure> {
+pub(super) fn make_socket_directory(container: &Container) -> Result<PathBuf, Failure> {
     let directory = container.socket_directory();
     let base = directory.parent().unwrap_or(&directory);
     // What a killed monitor left is nobody's: we hold the container's lock.

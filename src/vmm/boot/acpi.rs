@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ACPI tables for a machine without legacy hardware (ACPI 6.5, chapter 4.1 "Hardware-Reduced ACPI").
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path, ResourceTemplate, Scope,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -14,8 +16,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::{MmioDevice, Topology};
 use crate::vmm::devices::legacy::{RESET_VALUE, S5_SLEEP_TYPE};
 use crate::vmm::layout::{
-    ACPI_RESET_PORT, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT, ACPI_START, IOAPIC, LAPIC, PVPANIC_PORT,
-    SERIAL_GSI, SERIAL_PORT, VMGENID,
+    ACPI_RESET_PORT, ACPI_SLEEP_CONTROL_PORT, ACPI_SLEEP_STATUS_PORT, ACPI_START, EVENT_GSI, IOAPIC, LAPIC,
+    PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT, VMGENID,
 };
 use crate::vmm::memory::Ram;
 
@@ -141,6 +143,7 @@ fn dsdt(topology: &Topology<'_>) -> Result<Vec<u8>, AcpiError> {
     }
     if topology.generation_id.is_some() {
         vm_generation_id(&mut devices, VMGENID);
+        events(&mut devices);
     }
     if topology.pvpanic {
         pvpanic(&mut devices);
@@ -212,6 +215,15 @@ fn vm_generation_id(aml: &mut Vec<u8>, address: u64) {
     let location = Name::new(Path::new("ADDR"), &Package::new(vec![&low, &high]));
     let (compatible, label) = (Name::new(Path::new("_CID"), &name), Name::new(Path::new("_DDN"), &name));
     device(aml, "VGEN", &[&hid(&"VMGENCTR"), &compatible, &label, &location]);
+}
+
+/// The generic event device (ACPI 6.5 §5.6.9): its one interrupt says that the generation ID has changed.
+fn events(aml: &mut Vec<u8>) {
+    let interrupts = resources(vec![&interrupt(EVENT_GSI)]);
+    let (generation, changed) = (Path::new("VGEN"), 0x80u8);
+    let notify = Notify::new(&generation, &changed);
+    let event = Method::new(Path::new("_EVT"), 1, true, vec![&notify]);
+    device(aml, "GEVT", &[&hid(&"ACPI0013"), &uid(0), &interrupts, &event]);
 }
 
 /// The port by which the guest reports a panic (QEMU `docs/specs/pvpanic.rst`).

@@ -125,11 +125,14 @@ fn the_dsdt_holds_every_device() {
     let (_, _, dsdt) = Walk::all(&topology(2, &devices(17)));
     let mut want = vec!["C000".to_owned(), "C001".into(), "COM1".into()];
     want.extend((0..17).map(|n| format!("V{n:03X}")));
-    want.extend(["VGEN".to_owned(), "PEVT".into()]);
+    want.extend(["VGEN".to_owned(), "GEVT".into(), "PEVT".into()]);
     assert_eq!(device_names(&dsdt[36..]), want);
     // Package of two integers: a double word, and zero.
     let address = b"ADDR\x12\x08\x02\x0c\x00\xf0\x0f\x00\x00";
     assert!(dsdt.windows(address.len()).any(|window| window == address));
+    // Method _EVT of one argument, serialized: Notify (VGEN, 0x80).
+    let event = b"\x14\x0d_EVT\x09\x86VGEN\x0a\x80";
+    assert!(dsdt.windows(event.len()).any(|window| window == event));
     // Memory32Fixed, read-write, and an edge-triggered, active-high, exclusive interrupt (§6.4.3.4, §6.4.3.6).
     let last = [0x86, 9, 0, 1, 0, 0, 1, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 0b0011, 1, 21, 0, 0, 0];
     assert!(dsdt.windows(last.len()).any(|window| window == last));
@@ -169,7 +172,8 @@ proptest! {
             .filter(|device| device.address + device.size < 1 << 32)
             .collect();
         let (_, _, dsdt) = Walk::all(&Topology { cpus, virtio: &virtio, generation_id, pvpanic, serial });
-        let extra = usize::from(serial) + usize::from(pvpanic) + usize::from(generation_id.is_some());
+        // With the ID comes the device whose event tells of its change.
+        let extra = usize::from(serial) + usize::from(pvpanic) + 2 * usize::from(generation_id.is_some());
         prop_assert_eq!(device_names(&dsdt[36..]).len(), usize::from(cpus) + virtio.len() + extra);
     }
 }

@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 pub mod config;
+mod directory;
 mod error;
 pub mod format;
 pub mod host_print;
@@ -19,6 +20,7 @@ mod take;
 pub mod testing;
 
 pub use config::{Launch, RestoreConfig};
+pub use directory::{NEW_PREFIX, NewSnapshot};
 pub use error::SnapshotError;
 pub use restore::{read, restore};
 pub use state::State;

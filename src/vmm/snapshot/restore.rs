@@ -19,7 +19,7 @@ use crate::failure::Failure;
 use crate::vmm::arch::state::VcpuState;
 use crate::vmm::attach::Attached;
 use crate::vmm::host::{Host, Vendor, time_stamp};
-use crate::vmm::layout::VMGENID;
+use crate::vmm::layout::{EVENT_GSI, VMGENID};
 use crate::vmm::machine::{self, Machine, Wired};
 use crate::vmm::memory::Ram;
 use crate::vmm::stages::{Stage, Stages};
@@ -44,7 +44,7 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
     let wired = machine::wire(&mut attached, &ram, cpus, &stages)?;
     put(&state, &host, &attached, &wired).map_err(about)?;
-    renew_generation(&ram)?;
+    renew_generation(&ram, &wired)?;
     stages.mark(Stage::Restored);
     machine::assemble(config, None, state.command_line, host, attached, wired, ram, stages, news)
 }
@@ -85,9 +85,11 @@ fn put(state: &State, host: &Host, attached: &Attached, wired: &Wired) -> Result
     Ok(())
 }
 
-/// A guest that knows of generation IDs sees by it that it is a clone.
-fn renew_generation(ram: &Ram) -> Result<(), Failure> {
+/// A guest that knows of generation IDs sees by it that it is a clone, and is told to look.
+fn renew_generation(ram: &Ram, wired: &Wired) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::new("cannot identify the microVM", error, "another snapshot");
     let id = machine::generation_id()?;
-    ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID))
-        .map_err(|error| Failure::new("cannot identify the microVM", error, "another snapshot"))
+    ram.write_obj(id.to_le_bytes(), GuestAddress(VMGENID)).map_err(|error| failed(&error))?;
+    // A kernel without ACPI has this interrupt masked.
+    wired.vm.pulse(EVENT_GSI).map_err(|error| failed(&error))
 }

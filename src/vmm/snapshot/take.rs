@@ -32,6 +32,9 @@ pub enum TakeError {
     /// KVM does not tell.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// It shares a directory of the host's.
+    #[error("it shares directories of the host's, and what virtiofsd knows of them cannot be kept")]
+    Shared,
     /// It cannot be written down.
     #[error("a path of the microVM is not UTF-8")]
     Encode,
@@ -57,6 +60,9 @@ pub struct Taken {
 /// See [`TakeError`].
 pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<Taken, TakeError> {
     let start = monotonic_ns();
+    if !machine.config().fs.is_empty() {
+        return Err(TakeError::Shared);
+    }
     let devices = machine.transports.iter().map(|transport| transport.rest()).collect();
     let serial = machine.serial.as_ref().map(|serial| serial.state());
     let vm = machine.vm().state()?;

@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
-use virtio_queue::DescriptorChain;
+use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 use super::super::super::memory::Ram;
@@ -72,8 +72,12 @@ impl Chain {
     ///
     /// # Errors
     /// See [`ChainError`].
-    pub fn copy(memory: &Arc<Ram>, descriptors: DescriptorChain<&Ram>, size: QueueSize) -> Result<Self, ChainError> {
-        let head = descriptors.head_index();
+    pub fn copy(
+        memory: &Arc<Ram>,
+        head: u16,
+        descriptors: impl Iterator<Item = Descriptor>,
+        size: QueueSize,
+    ) -> Result<Self, ChainError> {
         let mut chain = Self { memory: Arc::clone(memory), head, readable: Vec::new(), writable: Vec::new() };
         let (mut count, mut open) = (0u32, true);
         for descriptor in descriptors {

@@ -2,7 +2,7 @@
 //! A device's interrupt: the status bits that the driver reads, and the irqfd behind them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -16,13 +16,14 @@ pub const CONFIG_CHANGE: u32 = 2;
 pub struct Interrupt {
     status: Arc<AtomicU32>,
     generation: Arc<AtomicU32>,
+    shared: Arc<AtomicBool>,
     line: Arc<EventFd>,
 }
 
 impl Interrupt {
     /// An interrupt on the irqfd `line`.
     pub fn new(line: EventFd) -> Self {
-        Self { status: Arc::default(), generation: Arc::default(), line: Arc::new(line) }
+        Self { status: Arc::default(), generation: Arc::default(), shared: Arc::default(), line: Arc::new(line) }
     }
 
     /// Tells the driver that a queue has used buffers.
@@ -47,9 +48,16 @@ impl Interrupt {
         self.generation.load(Ordering::SeqCst)
     }
 
+    /// Whether another process raises the line too. It cannot set a bit, so that of used buffers is always read as set:
+    /// a driver that looks at its queues for nothing loses little.
+    pub fn share(&self, shared: bool) {
+        self.shared.store(shared, Ordering::SeqCst);
+    }
+
     /// Pending bits, as the driver reads them.
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        let of_others = if self.shared.load(Ordering::SeqCst) { USED_RING } else { 0 };
+        self.status.load(Ordering::SeqCst) | of_others
     }
 
     /// Takes over what another interrupt had pending, and raises the line where that is anything: the line's own edge
@@ -68,6 +76,7 @@ impl Interrupt {
 
     /// Forgets what is pending, at device reset.
     pub fn clear(&self) {
+        self.share(false);
         self.status.store(0, Ordering::SeqCst);
     }
 

@@ -67,7 +67,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
 /// Bytes of the configuration space that a snapshot compares: all of the largest, a disk's.
 const COMPARED_CONFIG: usize = 64;
-const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX;
+const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// A virtio device behind a window of MMIO registers.
 pub struct Transport {
@@ -250,7 +251,7 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.features() | COMMON_FEATURES
+        self.device.features() | COMMON_FEATURES | if self.device.event_idx() { EVENT_IDX } else { 0 }
     }
 
     fn selected(&self) -> Option<&QueueConfig> {
@@ -367,7 +368,7 @@ impl State {
 
     /// What the driver has set up.
     fn new_session(&self) -> Result<Session, QueueError> {
-        let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let event_idx = self.driver_features & EVENT_IDX != 0;
         let queues = self.queues.iter().zip(&self.kicks).map(|(config, kick)| {
             let activate = || config.clone().activate(&self.memory, &self.interrupt, kick, event_idx);
             config.ready.then(activate).transpose()

@@ -8,6 +8,7 @@ pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
+pub mod fs;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
@@ -17,7 +18,9 @@ pub mod rng;
 pub mod state;
 #[cfg(any(test, feature = "fake-driver"))]
 pub mod testing;
+pub mod vhost_user;
 pub mod vsock;
+mod walk;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -126,6 +129,12 @@ pub trait VirtioDevice: Send {
 
     /// Device-specific feature bits that are offered. The transport adds `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
     fn features(&self) -> u64;
+
+    /// Whether the driver may leave out notifications that its device does not need, which not every device can do
+    /// without.
+    fn event_idx(&self) -> bool {
+        true
+    }
 
     /// Largest size of each queue.
     fn queue_sizes(&self) -> &[QueueSize];

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::super::super::memory::Ram;
 use super::chain::{Chain, ChainError};
 use super::interrupt::Interrupt;
+use super::walk::Walk;
 
 /// A queue size that virtio allows: a power of two from 1 to 32768 (virtio 1.3 §2.7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,6 +125,19 @@ impl QueueConfig {
     }
 }
 
+/// Where the rings of a live queue are.
+#[derive(Clone, Copy, Debug)]
+pub struct Rings {
+    /// Number of descriptors.
+    pub size: QueueSize,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub available: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+}
+
 /// Where a device is in the rings of a live queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
@@ -152,6 +166,32 @@ impl Queue {
         self.size
     }
 
+    /// Where its rings are, for whoever serves it in another process.
+    pub fn rings(&self) -> Rings {
+        let (descriptors, available) = (self.ring.desc_table(), self.ring.avail_ring());
+        Rings { size: self.size, descriptors, available, used: self.ring.used_ring() }
+    }
+
+    /// Goes on where another process has left off: `available` chains have been taken, `used` given back.
+    pub fn resume(&mut self, available: u16, used: u16) {
+        self.ring.set_next_avail(available);
+        self.ring.set_next_used(used);
+        self.signalled = used;
+    }
+
+    /// The chain with this head, which another process has taken and not given back.
+    ///
+    /// # Errors
+    /// As [`Queue::pop`].
+    pub fn taken(&self, head: u16) -> Result<Chain, QueueError> {
+        Ok(Chain::copy(
+            &self.memory,
+            head,
+            Walk::new(&self.memory, self.ring.desc_table(), self.size, head),
+            self.size,
+        )?)
+    }
+
     /// Where the device is in it.
     pub fn position(&self) -> Position {
         Position { available: self.ring.next_avail(), used: self.ring.next_used(), signalled: self.signalled }
@@ -173,7 +213,7 @@ impl Queue {
         let Some(descriptors) = self.ring.iter(self.memory.as_ref())?.next() else {
             return Ok(None);
         };
-        Ok(Some(Chain::copy(&self.memory, descriptors, self.size)?))
+        Ok(Some(Chain::copy(&self.memory, descriptors.head_index(), descriptors, self.size)?))
     }
 
     /// Puts the chain that was popped last back: the next [`Queue::pop`] gives it again.

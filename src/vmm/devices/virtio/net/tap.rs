@@ -160,6 +160,23 @@ impl Tap {
         check(result).map_err(|source| NetError::System { name: name.to_owned(), what: "TUNSETPERSIST", source })
     }
 
+    /// Takes a TAP away that [`Tap::create`] has made and nobody has open.
+    ///
+    /// # Errors
+    /// See [`NetError`].
+    pub fn remove(name: &str) -> Result<(), NetError> {
+        let tap = Self::open(name)?;
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        let result = unsafe { libc::ioctl(tap.file.as_raw_fd(), libc::TUNSETPERSIST, 0 as c_ulong) };
+        check(result).map_err(|source| NetError::System { name: name.to_owned(), what: "TUNSETPERSIST", source })
+    }
+
+    /// Largest packet in bytes, without Ethernet header, of the interface with this name, where there is one.
+    pub fn mtu_of(name: &str) -> Option<u16> {
+        request(name).ok()?;
+        control_socket().ok().and_then(|socket| mtu(&socket, name).ok()?)
+    }
+
     /// Takes over a TAP that was attached elsewhere.
     ///
     /// # Errors
