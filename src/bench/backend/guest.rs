@@ -71,8 +71,8 @@ impl Guest {
         let start = ProcessStart {
             container: Some(container(&self.process)),
             process: process(&self.process),
-            stdin: false,
             output: true,
+            ..ProcessStart::default()
         };
         let told = |NotRun { failure, .. }| failure;
         let mut running = Agent::connect(&self.vsock)?.start(start).map_err(told)?;
