@@ -250,6 +250,9 @@ fn bad_snapshots_are_refused() {
     refused(&["--disk", &disk, "--disk", &disk], "1 disks, and 2 were named");
     refused(&["--pmem", &disk], "0 regions of persistent memory, and 1 were named");
     refused(&["--disk", &format!("{disk},ro")], "device 0 (block)");
+    let control = folder.word("left.sock");
+    refused(&["--control", &control, "--disk", &format!("{disk},ro")], "device 0 (block)");
+    assert!(!Path::new(&control).exists(), "the socket goes with the VMM that never ran");
     std::thread::sleep(Duration::from_millis(20));
     fs::write(folder.path("disk"), vec![1; 1 << 20]).unwrap();
     refused(&[], "written to since");

@@ -53,9 +53,15 @@ fn start(owner: &mut Option<Connection>, started: u64) -> Result<u8, Failure> {
         .map_err(|error| Failure::new("cannot catch signals", error, "raise the limit of open files (`ulimit -n`)"))?;
     let listener = launch.control().map(|path| listen(path)).transpose()?;
     let machine = match launch {
-        Launch::Boot(config) => machine::build(*config, stages, news)?,
-        Launch::Restore(config) => snapshot::restore(&config, stages, news)?,
+        Launch::Boot(config) => machine::build(*config, stages, news),
+        Launch::Restore(config) => snapshot::restore(&config, stages, news),
     };
+    let machine = machine.inspect_err(|_| {
+        if let Some((_, path)) = &listener {
+            // Whoever tries again, from the kernel where it was a snapshot, needs the place.
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
     let company = Company { owner: owner.take(), listener, signals };
     run::run(machine, company).map(|end| end.exit_code())
 }

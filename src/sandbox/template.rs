@@ -27,7 +27,7 @@ use crate::vmm::file_identity::FileIdentity;
 use crate::vmm::host::Host;
 use crate::vmm::process::Vmm;
 use crate::vmm::snapshot::format::VERSION;
-use crate::vmm::snapshot::{self, NewSnapshot, STATE_FILE};
+use crate::vmm::snapshot::{self, NEW_PREFIX, NewSnapshot, STATE_FILE};
 use crate::vmm::stages::Stage;
 
 /// How long a guest may take to be ready, as for any other.
@@ -57,11 +57,12 @@ pub fn obtain(shape: Shape, devices: &Devices) -> Result<PathBuf, Failure> {
     if place.exists() {
         return Ok(place);
     }
-    // Others that want the same wait, which takes as long as a start of their own.
-    let lock = file_lock::open(&all.join(format!(".{key}.lock")));
+    // One is made at a time. Others that want the same wait, which takes as long as a start of their own.
+    let lock = file_lock::open(&all.join(".lock"));
     let held = lock.and_then(|lock| file_lock::take(&lock, FlockOperation::LockExclusive).map(|_| lock));
     let _held = held.map_err(|error| no_template(error, NO_PLACE))?;
     if !place.exists() {
+        remove_remains(&all);
         make(shape, devices, &all, &place)?;
     }
     Ok(place)
@@ -165,10 +166,32 @@ fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
     Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
+/// Removes what is left of one that was being made when its maker was killed: nobody else makes one now.
+fn remove_remains(all: &Path) {
+    let entries = fs::read_dir(all).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes())) {
+        if let Err(error) = fs::remove_dir_all(entry.path()) {
+            log::warn!("cannot remove {}: {error}", entry.path().display());
+        }
+    }
+}
+
+/// A TAP for the making of templates in this cache directory: if one is left of a maker that was killed, it is used.
+fn tap_name(number: usize) -> String {
+    let digest = Sha256::digest(directory().as_os_str().as_encoded_bytes());
+    let place: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    format!("cort{place}-{number}")
+}
+
 /// Boots a VM to where its agent is ready and takes the snapshot.
 fn make(shape: Shape, devices: &Devices, all: &Path, place: &Path) -> Result<(), Failure> {
     let system = |error: std::io::Error| no_template(error, NO_PLACE);
-    let folder = tempfile::tempdir().map_err(system)?;
+    // Beside the container's sockets, so that what goes with those goes with it.
+    let folder = match devices.vsock.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(sockets) => tempfile::Builder::new().prefix("template-").tempdir_in(sockets),
+        None => tempfile::tempdir(),
+    };
+    let folder = folder.map_err(system)?;
     let placeholders = Placeholders::new(folder.path(), devices)?;
     let mut vmm = Vmm::start(machine(shape, &placeholders.devices)?)?;
     vmm.control.set_read_timeout(Some(START)).map_err(system)?;
@@ -225,7 +248,7 @@ impl Placeholders {
         for (number, net) in devices.nets.iter().enumerate() {
             let backend = match net.backend {
                 NetBackend::Tap(_) => {
-                    let name = format!("cort{number}-{}", std::process::id());
+                    let name = tap_name(number);
                     Tap::create(&name).map_err(|error| no_template(&error, &error.try_next()))?;
                     placeholders.taps.push(name.clone());
                     NetBackend::Tap(name)

@@ -10,6 +10,9 @@ use tempfile::TempDir;
 
 use super::{MEMORY_FILE, STATE_FILE};
 
+/// How the names of snapshots start that are being taken.
+pub const NEW_PREFIX: &str = ".snapshot-";
+
 /// A snapshot that is being taken; nothing of it is left unless it is published.
 #[derive(Debug)]
 pub struct NewSnapshot {
@@ -24,7 +27,7 @@ impl NewSnapshot {
     /// # Errors
     /// The system's.
     pub fn begin(parent: &Path) -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix(".snapshot-").tempdir_in(parent)?;
+        let directory = tempfile::Builder::new().prefix(NEW_PREFIX).tempdir_in(parent)?;
         // Nobody is to write to them afterwards.
         let file = |name| {
             let path = directory.path().join(name);

@@ -20,7 +20,7 @@ mod take;
 pub mod testing;
 
 pub use config::{Launch, RestoreConfig};
-pub use directory::NewSnapshot;
+pub use directory::{NEW_PREFIX, NewSnapshot};
 pub use error::SnapshotError;
 pub use restore::{read, restore};
 pub use state::State;
