@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coracle_protocol::{Container, Process, Text};
+use coracle_protocol::{Container, Process, Task, Text};
 use serde_json::json;
 
 use super::{Backend, Failed, Kind, PATIENCE, Run, Sample, Workload, Workspace};
@@ -69,6 +69,7 @@ impl Guest {
         let marks = marks_until_ready(&vmm)?;
         let ready_ns = since();
         let start = ProcessStart {
+            task: Task::Program,
             container: Some(container(&self.process)),
             process: process(&self.process),
             output: true,
