@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Coracle: every container in its own small virtual machine.
+pub mod bench;
 pub mod cache;
 pub mod copy;
 pub mod erofs;

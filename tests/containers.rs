@@ -91,6 +91,11 @@ fn programs_that_are_run_in_a_container_have_streams_of_their_own() {
     assert_eq!((status, stdout.as_str()), (Some(1), "7\n/tmp\n"));
     assert!(stderr.contains("/x"), "{stderr}");
     assert_eq!(home.run(&["exec", "box", "no-such-program"]).0, Some(127));
+    // A directory is made for a container, not for who comes later.
+    assert_eq!(home.run(&["exec", "-w", "/nowhere", "box", "true"]).0, Some(127));
+    let list = home.path().join("list");
+    std::fs::write(&list, "# variables\nA=from a file\n").unwrap();
+    assert_eq!(home.ok(&["exec", "--env-file", list.to_str().unwrap(), "box", "sh", "-c", "echo $A"]), "from a file");
     assert_eq!(home.run(&["exec", "box", "/etc/passwd"]).0, Some(126));
     assert_eq!(home.run(&["exec", "box", "sh", "-c", "kill -9 $$"]).0, Some(137));
     // Both see the same processes and files.

@@ -144,3 +144,18 @@ fn a_signal_does_not_wait_behind_input_that_nobody_reads() {
     assert!(writing.join().unwrap().is_err());
     assert_eq!(home.left(), 0);
 }
+
+#[test]
+fn docker_s_flags_mean_what_they_mean_there() {
+    let home = Home::new();
+    let script = "grep ndots /etc/resolv.conf >&2; grep -c up$ /etc/hosts >&2; id -G >&2; readlink /dev/core >&2; \
+                  cat /proc/sys/net/ipv4/ip_unprivileged_port_start >&2; echo out";
+    let flags = ["-a", "stderr", "--dns-option", "ndots:3", "--add-host", "up:host-gateway", "-u", "7:8"];
+    let (status, stdout, stderr) = run(&home, &[&flags[..], &["IMAGE", "sh", "-c", script]].concat());
+    let expected = "options ndots:3\n1\n8\n/proc/kcore\n0\n";
+    assert_eq!((status, stdout.as_str(), stderr.as_str()), (Some(0), "", expected));
+    // A program may end with 2 itself.
+    for words in [&["-w", "etc", "IMAGE", "true"][..], &["--no-such-flag", "IMAGE", "true"], &[]] {
+        assert_eq!(run(&home, words).0, Some(125), "{words:?}");
+    }
+}

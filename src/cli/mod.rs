@@ -2,6 +2,7 @@
 //! The command line: one file per verb, flags and printing only.
 
 mod attach;
+mod bench;
 mod boot;
 mod completion;
 mod container;
@@ -144,6 +145,8 @@ enum Verb {
     Inspect(inspect::InspectArgs),
     /// Show the steps that made an image.
     History(history::HistoryArgs),
+    /// Measure what a microVM costs against a container.
+    Bench(bench::BenchArgs),
     /// Tell whether this host can run microVMs, and what is missing.
     Doctor(doctor::DoctorArgs),
     /// Show the version, and the kind of host.
@@ -203,6 +206,7 @@ pub fn main() -> ExitCode {
         Verb::Tag(args) => tag::run(&args),
         Verb::Inspect(args) => inspect::run(&args),
         Verb::History(args) => history::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Version(args) => version::run(args),
         Verb::Completion(args) => completion::run(args),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! When a boot reached which stage, and what it had cost by then.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,24 @@ impl Stage {
             coracle_protocol::BOOT_STAGE_READY => Stage::AgentReady,
             other => Stage::Guest(other),
         }
+    }
+}
+
+impl fmt::Display for Stage {
+    /// What a person calls it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Stage::ProcessStart => "process start",
+            Stage::KvmCreated => "KVM created",
+            Stage::MemoryReady => "memory ready",
+            Stage::KernelLoaded => "kernel loaded",
+            Stage::Restored => "restored",
+            Stage::FirstRun => "first KVM_RUN",
+            Stage::FirstOutput => "first output",
+            Stage::Init => "/init",
+            Stage::AgentReady => "agent ready",
+            Stage::Guest(byte) => return f.pad(&format!("guest mark {byte:#04x}")),
+        })
     }
 }
 

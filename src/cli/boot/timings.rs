@@ -5,22 +5,6 @@ use std::fmt::Write;
 
 use coracle::vmm::stages::{Mark, Stage};
 
-/// What a person calls a stage.
-fn name(stage: Stage) -> String {
-    match stage {
-        Stage::ProcessStart => "process start".to_owned(),
-        Stage::KvmCreated => "KVM created".to_owned(),
-        Stage::MemoryReady => "memory ready".to_owned(),
-        Stage::KernelLoaded => "kernel loaded".to_owned(),
-        Stage::Restored => "restored".to_owned(),
-        Stage::FirstRun => "first KVM_RUN".to_owned(),
-        Stage::FirstOutput => "first output".to_owned(),
-        Stage::Init => "/init".to_owned(),
-        Stage::AgentReady => "agent ready".to_owned(),
-        Stage::Guest(byte) => format!("guest mark {byte:#04x}"),
-    }
-}
-
 /// A table: one line a stage, in the order they were reached. Instructions are the guest kernel's where `pvm`.
 pub fn table(marks: &[Mark], pvm: bool) -> String {
     let mut text = format!("{:<16}{:>12}{:>12}{:>12}{:>16}\n", "stage", "wall ms", "CPU ms", "exits", "kernel insns");
@@ -32,7 +16,7 @@ pub fn table(marks: &[Mark], pvm: bool) -> String {
         let _ = writeln!(
             text,
             "{:<16}{:>12}{:>12}{:>12}{:>16}",
-            name(mark.stage),
+            mark.stage,
             milliseconds(mark.wall_ns),
             milliseconds(mark.cpu_ns),
             count(mark.exits),

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What is compared: ways to run the same command of the same image, made ready before any of them is timed.
+
+mod guest;
+mod oci;
+mod podman;
+mod qemu;
+mod users;
+mod vm;
+mod workspace;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
+use std::str::FromStr;
+use std::time::Duration;
+
+use self::oci::Root;
+pub use self::workspace::Workspace;
+use super::measure::{Observed, Outcome, Stopwatch, Until};
+use crate::image::Image;
+use crate::sandbox::ProcessSpec;
+use crate::vmm::stages::Mark;
+
+/// How long one run may take, on the slowest of hosts.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A way to run a command of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `coracle run`, as users have it.
+    Vm,
+    /// `coracle run` without a template.
+    VmCold,
+    /// `crun run` of an OCI bundle.
+    Crun,
+    /// `runc run` of an OCI bundle.
+    Runc,
+    /// `podman run`.
+    Podman,
+    /// `coracle-vmm` alone, and what its guest says of its stages.
+    Vmm,
+    /// QEMU's microvm machine with the same kernel and initramfs, up to where the agent is ready.
+    QemuMicrovm,
+}
+
+/// A name that is no backend's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("it is one of vm, vm-cold, crun, runc, podman, vmm, qemu-microvm")]
+pub struct UnknownKind;
+
+impl Kind {
+    /// All of them, in the order of reports.
+    pub const ALL: [Self; 7] =
+        [Self::Vm, Self::VmCold, Self::Crun, Self::Runc, Self::Podman, Self::Vmm, Self::QemuMicrovm];
+
+    /// Its name on the command line and in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::VmCold => "vm-cold",
+            Self::Crun => "crun",
+            Self::Runc => "runc",
+            Self::Podman => "podman",
+            Self::Vmm => "vmm",
+            Self::QemuMicrovm => "qemu-microvm",
+        }
+    }
+
+    /// What it is, for who reads a report.
+    pub fn what(self) -> &'static str {
+        match self {
+            Self::Vm => "coracle run, as users have it",
+            Self::VmCold => "coracle run, booted from the kernel",
+            Self::Crun => "crun run, of a bundle that lies ready",
+            Self::Runc => "runc run, of a bundle that lies ready",
+            Self::Podman => "podman run, of an image that it has",
+            Self::Vmm => "coracle-vmm alone, cold, to the agent and on to the command",
+            Self::QemuMicrovm => "QEMU microvm, same kernel and initramfs, to the agent only",
+        }
+    }
+
+    /// Whether it is a namespace container.
+    pub fn is_container(self) -> bool {
+        matches!(self, Self::Crun | Self::Runc | Self::Podman)
+    }
+
+    /// Whether its figures are of the boot alone, which no container has.
+    pub fn is_boot(self) -> bool {
+        matches!(self, Self::Vmm | Self::QemuMicrovm)
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Kind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or(UnknownKind)
+    }
+}
+
+/// What all of them run.
+#[derive(Clone, Debug)]
+pub struct Workload {
+    /// The image, in the store.
+    pub image: Image,
+    /// Its files as one disk.
+    pub disk: PathBuf,
+    /// The command, as image and user together say.
+    pub process: ProcessSpec,
+    /// Program instead of the image's entry point.
+    pub entrypoint: Option<String>,
+    /// What goes behind the image's name on a command line.
+    pub words: Vec<String>,
+    /// An archive of the image, for those that keep images of their own.
+    pub archive: PathBuf,
+    /// Our own program.
+    pub coracle: PathBuf,
+    /// Whether `coracle run` knows `--no-template`.
+    pub templates: bool,
+}
+
+/// One that is ready to be timed.
+pub struct Backend {
+    /// Which.
+    pub kind: Kind,
+    /// How it is started, for who wants to do the same by hand.
+    pub command: Vec<String>,
+    /// What it says of its version.
+    pub version: String,
+    /// What else is to be known of its figures.
+    pub notes: Vec<String>,
+    run: Run,
+}
+
+enum Run {
+    Program { root: Option<Root>, until: Until },
+    Guest(guest::Guest),
+}
+
+/// What one run gave. Times are in nanoseconds.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// To where the agent is ready, for a boot.
+    pub ready_ns: Option<u64>,
+    /// To the first byte on standard output.
+    pub first_byte_ns: Option<u64>,
+    /// To the end, as its caller sees it.
+    pub exit_ns: Option<u64>,
+    /// Processor time of all of it.
+    pub cpu_ns: Option<u64>,
+    /// Stages of a boot.
+    pub marks: Vec<Mark>,
+    /// To where the agent says that the program runs.
+    pub started_ns: Option<u64>,
+}
+
+/// Why there is no sample.
+#[derive(Debug)]
+pub enum Failed {
+    /// The user wants no more.
+    Interrupted,
+    /// The reason.
+    Because(String),
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self::Because(error.to_string())
+    }
+}
+
+impl Backend {
+    /// Makes one ready, up to a first run, which shows whether it works.
+    ///
+    /// # Errors
+    /// Why it cannot be had here, or that the user wants no more.
+    pub fn prepare(
+        kind: Kind,
+        workload: &Workload,
+        workspace: &Workspace,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<Self, Failed> {
+        let candidates = match kind {
+            Kind::Vm => vm::candidates(workload, false),
+            Kind::VmCold => vm::candidates(workload, true),
+            Kind::Crun | Kind::Runc => oci::candidates(kind, workload, workspace),
+            Kind::Podman => podman::candidates(workload, workspace),
+            Kind::Vmm => guest::candidates(workload, workspace),
+            Kind::QemuMicrovm => qemu::candidates(workload),
+        };
+        // The first way that works is the one.
+        let mut reasons: Vec<String> = Vec::new();
+        for candidate in candidates.map_err(Failed::Because)? {
+            match candidate.sample(stopwatch) {
+                Ok(_) => return Ok(candidate),
+                Err(Failed::Interrupted) => return Err(Failed::Interrupted),
+                Err(Failed::Because(why)) if reasons.contains(&why) => {}
+                Err(Failed::Because(why)) => reasons.push(why),
+            }
+        }
+        Err(Failed::Because(reasons.join("; otherwise: ")))
+    }
+
+    /// Runs it once.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
+        let (root, until) = match &self.run {
+            Run::Guest(guest) => return guest.sample(),
+            Run::Program { root, until } => (root, *until),
+        };
+        root.as_ref().map_or(Ok(()), Root::renew)?;
+        let [program, arguments @ ..] = &self.command[..] else {
+            return Err(Failed::Because("there is no program".to_owned()));
+        };
+        let seen = match stopwatch.run(Command::new(program).args(arguments), until, PATIENCE)? {
+            Outcome::Done(seen) => seen,
+            Outcome::Interrupted => return Err(Failed::Interrupted),
+            Outcome::TimedOut => {
+                let what = if until == Until::Exit { "it did not end" } else { "it was not ready" };
+                return Err(Failed::Because(format!("{what} within {} s", PATIENCE.as_secs())));
+            }
+        };
+        judge(&seen, until)?;
+        Ok(match until {
+            Until::Byte(_) => Sample { ready_ns: seen.first_byte_ns, cpu_ns: Some(seen.cpu_ns), ..Sample::default() },
+            Until::Exit => Sample {
+                first_byte_ns: seen.first_byte_ns,
+                exit_ns: Some(seen.exit_ns),
+                cpu_ns: Some(seen.cpu_ns),
+                ..Sample::default()
+            },
+        })
+    }
+}
+
+/// A run that failed is no sample.
+fn judge(seen: &Observed, until: Until) -> Result<(), Failed> {
+    let why = match until {
+        Until::Exit if seen.status != 0 => format!("it ended with status {}", seen.status),
+        Until::Byte(_) if seen.first_byte_ns.is_none() => format!("it ended ({}) before it was ready", seen.status),
+        _ => return Ok(()),
+    };
+    let said: Vec<&str> = seen.errors.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said: String = said.join("; ").chars().take(300).collect();
+    Err(Failed::Because(if said.is_empty() { why } else { format!("{why}: {said}") }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.name().parse(), Ok(kind));
+        }
+        assert_eq!("docker".parse::<Kind>(), Err(UnknownKind));
+        assert!(Kind::ALL.iter().all(|kind| UnknownKind.to_string().contains(kind.name())));
+    }
+
+    #[test]
+    fn a_failed_run_is_no_sample() {
+        let seen = |status, first_byte_ns, errors: &str| Observed {
+            status,
+            first_byte_ns,
+            errors: errors.to_owned(),
+            ..Observed::default()
+        };
+        assert!(judge(&seen(0, None, ""), Until::Exit).is_ok());
+        assert!(judge(&seen(137, Some(1), ""), Until::Byte(2)).is_ok());
+        let because = |seen: &Observed, until| match judge(seen, until) {
+            Err(Failed::Because(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        let why = because(&seen(127, None, "coracle: no\n  why: it is not\n"), Until::Exit);
+        assert_eq!(why, "it ended with status 127: coracle: no; why: it is not");
+        assert_eq!(because(&seen(1, None, ""), Until::Byte(2)), "it ended (1) before it was ready");
+    }
+}

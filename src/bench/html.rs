@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A report as one page that needs nothing else: no script, no network, plots as SVG.
+
+use std::fmt::Write;
+
+use super::report::{Outcome, Report};
+use super::statistics::Summary;
+use super::svg::{bars, ecdf, escape, time, waterfall};
+
+/// Light, or dark where the reader prefers that. Colours are told apart by people who see few (Okabe, Ito 2008).
+const STYLE: &str = "\
+:root{color-scheme:light dark;--fg:#1a1c1e;--bg:#fff;--dim:#5f6670;--rule:#dde1e6;--c0:#0072b2;--c1:#56b4e9;--c2:#d55e00;\
+--c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f}\
+@media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#4aa3df;--c2:#f0803c;\
+--c4:#2fc79a}}\
+*{box-sizing:border-box}body{margin:0 auto;max-width:46rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;\
+color:var(--fg);background:var(--bg);overflow-wrap:anywhere}\
+h1{font-size:1.4rem;line-height:1.25}h2{font-size:1.1rem;margin-top:2rem}p.dim,li.dim,figcaption{color:var(--dim)}\
+figure{margin:1rem 0}svg{display:block;width:100%;height:auto;overflow:visible}\
+svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg .tick{font-size:9px;fill:var(--dim)}\
+svg .grid{stroke:var(--rule);stroke-width:1}svg .whisker{stroke:var(--fg);stroke-width:1.2;fill:none}\
+svg .line{fill:none;stroke-width:1.6}\
+.c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}.c5{fill:var(--c5)}.c6{fill:var(--c6)}\
+.l0{stroke:var(--c0)}.l1{stroke:var(--c1)}.l2{stroke:var(--c2)}.l3{stroke:var(--c3)}.l4{stroke:var(--c4)}.l5{stroke:var(--c5)}\
+.l6{stroke:var(--c6)}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}\
+.k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}.k4{background:var(--c4)}\
+.k5{background:var(--c5)}.k6{background:var(--c6)}.legend span{margin-right:1em;white-space:nowrap}\
+.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{padding:.25rem .6rem .25rem 0;text-align:right;\
+border-bottom:1px solid var(--rule);white-space:nowrap}th:first-child,td:first-child{text-align:left}code{font-size:.85em}";
+
+/// The page.
+pub fn page(report: &Report) -> String {
+    let mut page = String::from("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>");
+    page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>";
+    let title = format!("Start of {}: VM against container", report.image);
+    // Writing to a String cannot fail.
+    let _ = write!(page, "<title>{}</title><style>{STYLE}</style></head>\n<body><main>", escape(&title));
+    let _ = write!(page, "<h1>{}</h1>", escape(&title));
+    let command = escape(&report.command.join(" "));
+    let _ = write!(page, "<p><code>{command}</code> · {}</p>", escape(&headline(report)));
+    page += &plots(report);
+    page += &table(report);
+    page += "<h2>What must be known of these figures</h2><ul>";
+    report.notes.iter().for_each(|note| _ = write!(page, "<li>{}</li>", escape(note)));
+    page += "</ul>";
+    page += &circumstances(report);
+    page + "</main></body></html>\n"
+}
+
+/// The result in one sentence.
+fn headline(report: &Report) -> String {
+    let vm = report.backends.iter().find(|one| !one.is_boot && !one.is_container && one.ratio.is_some());
+    match (vm.and_then(|vm| Some((vm.name, vm.ratio?))), report.baseline) {
+        (Some((name, ratio)), Some(base)) if ratio.told_apart => {
+            let [low, high] = ratio.ci95;
+            format!(
+                "{name} takes {:.2} times as long as {base} ({low:.2} to {high:.2}), on {}",
+                ratio.ratio, report.host.kind
+            )
+        }
+        (Some((name, _)), Some(base)) => format!("{name} and {base} cannot be told apart, on {}", report.host.kind),
+        _ => format!("no VM was compared with a container, on {}", report.host.kind),
+    }
+}
+
+fn plots(report: &Report) -> String {
+    let numbered = || report.backends.iter().enumerate();
+    let starts = || numbered().filter(|(_, one)| !one.is_boot);
+    let mut text = String::new();
+    let rows: Vec<(&str, usize, &Summary)> =
+        starts().filter_map(|(at, one)| Some((one.name, at, one.main()?))).collect();
+    if !rows.is_empty() {
+        let plot = bars("Time to the first byte", &rows);
+        let caption = "Median time to the first byte on standard output, with its 95 % confidence interval.";
+        let _ =
+            write!(text, "<h2>Time to the first byte</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
+    }
+    let rows: Vec<(&str, usize, Vec<u64>)> = starts()
+        .map(|(at, one)| (one.name, at, one.column(|run| run.first_byte_ns.or(run.exit_ns))))
+        .filter(|row| !row.2.is_empty())
+        .collect();
+    if !rows.is_empty() {
+        let plot = ecdf("Distribution of starts", &rows);
+        let keys: String = rows
+            .iter()
+            .map(|(name, at, _)| format!("<span><i class=\"key k{at}\"></i>{}</span>", escape(name)))
+            .collect();
+        let caption = "Part of the runs that took no longer.";
+        let _ = write!(
+            text,
+            "<h2>Every run</h2><figure>{plot}<figcaption>{caption}<div class=\"legend\">{keys}</div></figcaption></figure>"
+        );
+    }
+    let boots = numbered().filter(|(_, one)| one.is_boot);
+    let rows: Vec<(&str, usize, &Summary)> = boots.filter_map(|(at, one)| Some((one.name, at, one.main()?))).collect();
+    if !rows.is_empty() {
+        let plot = bars("Boot to agent ready", &rows);
+        let caption = "From the launch of the VMM to where the guest's agent is ready. Containers have no such thing.";
+        let _ = write!(text, "<h2>Boot alone</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
+    }
+    if !report.waterfall.is_empty() {
+        let steps: Vec<(&str, u64)> = report.waterfall.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
+        let plot = waterfall("Stages of a cold start", &steps);
+        let caption = "coracle-vmm alone, cold; medians of when each stage was reached.";
+        let _ =
+            write!(text, "<h2>Where a cold start goes</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
+    }
+    text
+}
+
+fn table(report: &Report) -> String {
+    let mut text = "<h2>Figures</h2><div class=\"wide\"><table><thead><tr><th>Backend</th><th>n</th><th>First byte</th>\
+                    <th>95 % CI</th><th>p95</th><th>Fastest</th><th>End</th><th>CPU</th><th>Ratio</th></tr></thead><tbody>"
+        .to_owned();
+    for one in report.backends.iter().filter(|one| one.main().is_some()) {
+        let _ = write!(text, "<tr>{}</tr>", cells(one));
+    }
+    text + "</tbody></table></div><p class=\"dim\">Of a boot, the first figure is to where the agent is ready. Ratios are \
+            to the quickest container, or of boots to QEMU's.</p>"
+}
+
+fn cells(one: &Outcome) -> String {
+    let median =
+        |figure: &Option<Summary>| figure.as_ref().map_or_else(|| "–".to_owned(), |figure| time(figure.median_ns));
+    let first = if one.is_boot { &one.ready } else { &one.first_byte };
+    let of = |figure: fn(&Summary) -> String| first.as_ref().map_or_else(|| "–".to_owned(), figure);
+    let ratio = one.ratio.map_or_else(
+        || "–".to_owned(),
+        |ratio| format!("{:.2} ({:.2} to {:.2})", ratio.ratio, ratio.ci95[0], ratio.ci95[1]),
+    );
+    [
+        one.name.to_owned(),
+        one.main().map_or(0, |figure| figure.n).to_string(),
+        median(first),
+        of(|figure| format!("{} to {}", time(figure.ci95_ns[0]), time(figure.ci95_ns[1]))),
+        of(|figure| time(figure.p95_ns)),
+        of(|figure| time(figure.min_ns)),
+        median(&one.exit),
+        median(&one.cpu),
+        ratio,
+    ]
+    .iter()
+    .map(|cell| format!("<td>{}</td>", escape(cell)))
+    .collect()
+}
+
+fn circumstances(report: &Report) -> String {
+    let host = &report.host;
+    let state = match (report.complete, report.interrupted) {
+        (true, _) => "complete",
+        (false, true) => "interrupted by the user",
+        (false, false) => "incomplete",
+    };
+    let mut facts = vec![
+        format!("Coracle {}, {}, {state}", report.coracle, report.started),
+        format!("{} ({})", report.image, report.image_id),
+        format!(
+            "{}; {}; {} CPUs; {} MiB; Linux {}",
+            host.description,
+            host.cpu,
+            host.cpus,
+            host.memory_kib / 1024,
+            host.kernel
+        ),
+        format!("load {:.2} before, {:.2} after", host.load_before, host.load_after),
+        format!("{} runs of each after {} to warm up, interleaved, seed {}", report.runs, report.warm_up, report.seed),
+    ];
+    if !host.governor.is_empty() {
+        facts.push(format!("frequency governor {}", host.governor));
+    }
+    let mut text = "<h2>How it was measured</h2><ul>".to_owned();
+    facts.iter().for_each(|fact| _ = write!(text, "<li class=\"dim\">{}</li>", escape(fact)));
+    for one in report.backends.iter().filter(|one| !one.command.is_empty()) {
+        let (what, version, command) = (escape(one.what), escape(&one.version), escape(&one.command.join(" ")));
+        let _ = write!(text, "<li class=\"dim\">{}: {what}; {version}: <code>{command}</code></li>", one.name);
+    }
+    text + "</ul>"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::testing::report;
+    use super::*;
+
+    /// Names of the elements that are open at the end; panics where one is closed that is not.
+    fn unclosed(page: &str) -> Vec<String> {
+        let mut open: Vec<String> = Vec::new();
+        for tag in page.split('<').skip(1).map(|rest| rest.split_once('>').expect("a tag that ends").0) {
+            let name = tag.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap_or("").to_owned();
+            match tag {
+                _ if tag.starts_with('!') || tag.ends_with('/') => {}
+                _ if tag.starts_with('/') => assert_eq!(open.pop(), Some(name), "</{tag}>"),
+                _ => open.push(name),
+            }
+        }
+        open
+    }
+
+    #[test]
+    fn the_page_is_well_formed_and_needs_nothing_else() {
+        let page = page(&report());
+        assert_eq!(unclosed(&page), [""; 0]);
+        for external in ["http:", "https:", "//", "url(", "@import", "<script", "<link", "src=", "href="] {
+            assert!(!page.contains(external), "{external}");
+        }
+        assert!(page.contains("prefers-color-scheme:dark") && page.contains("width=device-width"));
+        assert_eq!(page.matches("<svg").count(), 4);
+        assert!(!page.contains("NaN") && !page.contains("inf"), "a plot has places that are none");
+    }
+
+    #[test]
+    fn what_comes_from_outside_is_text() {
+        let page = page(&report());
+        assert!(page.contains("x&lt;y&gt;&amp;&quot;z&quot;") && page.contains("&lt;installed&gt;"));
+        assert!(!page.contains("<installed") && !page.contains("x<y"));
+    }
+
+    #[test]
+    fn the_result_is_said_in_one_sentence() {
+        let mut report = report();
+        assert!(headline(&report).starts_with("vm takes 8.00 times as long as crun"), "{}", headline(&report));
+        report.backends.retain(|one| !one.is_container);
+        report.evaluate(&[]);
+        assert!(!page(&report).contains("NaN"));
+    }
+
+    #[test]
+    fn a_report_without_figures_has_no_plots() {
+        let mut report = report();
+        report.backends.clear();
+        report.evaluate(&[]);
+        let page = page(&report);
+        assert_eq!((page.matches("<svg").count(), unclosed(&page).len()), (0, 0));
+    }
+}

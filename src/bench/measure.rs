@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One run of one program, timed from outside: from just before it is spawned to its first byte and to its end.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, set_child_subreaper, wait,
+};
+
+use crate::signals;
+
+/// Bytes that are kept of what a program writes.
+const KEPT: usize = 4096;
+/// How often a program is asked to end before it is killed, one second apart: `coracle run` heeds the third.
+const ASKED: u32 = 4;
+/// How long what a program has left running may go on.
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// When a run is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// The program has ended by itself.
+    Exit,
+    /// The program has written this byte; then it is killed.
+    Byte(u8),
+}
+
+/// What was seen of a run. Times are in nanoseconds from just before the program was spawned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// The first byte on its standard output, or the byte that was waited for; `None` where none came.
+    pub first_byte_ns: Option<u64>,
+    /// Its end.
+    pub exit_ns: u64,
+    /// Processor time of the program and of all that it has started, until the last of them has ended.
+    pub cpu_ns: u64,
+    /// Its exit status; 128 and the signal's number where one killed it.
+    pub status: i32,
+    /// The beginning of what it wrote.
+    pub output: Vec<u8>,
+    /// The end of what it wrote of errors.
+    pub errors: String,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub enum Outcome {
+    /// To its end.
+    Done(Observed),
+    /// The time was over.
+    TimedOut,
+    /// The user wants no more.
+    Interrupted,
+}
+
+/// Times programs. What they leave running becomes this process's child, and has ended before the next one starts: so
+/// nobody else may wait for children meanwhile.
+#[derive(Debug)]
+pub struct Stopwatch {
+    signals: OwnedFd,
+    interrupted: bool,
+}
+
+impl Stopwatch {
+    /// One that SIGINT, SIGTERM and SIGHUP stop. To be made before threads are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new() -> io::Result<Self> {
+        set_child_subreaper(Some(rustix::process::getpid()))?;
+        let signals = signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
+        Ok(Self { signals, interrupted: false })
+    }
+
+    /// Whether a signal has come.
+    pub fn is_interrupted(&mut self) -> bool {
+        self.interrupted |= signals::take(&self.signals).is_some();
+        self.interrupted
+    }
+
+    /// Runs `command` and watches it.
+    ///
+    /// # Errors
+    /// It cannot be started, or watched.
+    pub fn run(&mut self, command: &mut Command, until: Until, limit: Duration) -> io::Result<Outcome> {
+        let mut errors = tempfile::tempfile()?;
+        // A Ctrl-C on our terminal is ours to handle.
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors.try_clone()?).process_group(0);
+        let cpu = children_cpu_ns();
+        let start = Instant::now();
+        let mut child = command.spawn()?;
+        let watched = self.watch(&mut child, until, start, limit);
+        if !matches!(watched, Ok(Outcome::Done(_))) {
+            end(&mut child);
+        }
+        let status = child.wait()?;
+        settle(SETTLING);
+        let mut outcome = watched?;
+        if let Outcome::Done(observed) = &mut outcome {
+            observed.cpu_ns = children_cpu_ns().saturating_sub(cpu);
+            observed.status = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
+            observed.errors = tail(&mut errors)?;
+        }
+        Ok(outcome)
+    }
+
+    fn watch(&mut self, child: &mut Child, until: Until, start: Instant, limit: Duration) -> io::Result<Outcome> {
+        let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let mut stdout = child.stdout.take();
+        let mut seen = Observed::default();
+        loop {
+            let Some(left) = limit.checked_sub(start.elapsed()) else { return Ok(Outcome::TimedOut) };
+            let mut watched = vec![PollFd::new(&process, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
+            watched.extend(stdout.as_ref().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
+            match poll(&mut watched, Some(&timespec(left))) {
+                Err(Errno::INTR) => continue,
+                polled => polled?,
+            };
+            let now = nanoseconds(start.elapsed());
+            let ready: Vec<bool> = watched.iter().map(|one| !one.revents().is_empty()).collect();
+            drop(watched);
+            if ready.get(2) == Some(&true) {
+                take_output(&mut stdout, &mut seen, until, now)?;
+            }
+            if let (Until::Byte(_), Some(_)) = (until, seen.first_byte_ns) {
+                child.kill()?;
+                seen.exit_ns = now;
+                return Ok(Outcome::Done(seen));
+            }
+            if ready.first() == Some(&true) {
+                seen.exit_ns = now;
+                // What it wrote last may have come between.
+                while stdout.is_some() && readable_now(stdout.as_ref())? {
+                    take_output(&mut stdout, &mut seen, until, now)?;
+                }
+                return Ok(Outcome::Done(seen));
+            }
+            if ready.get(1) == Some(&true) && self.is_interrupted() {
+                return Ok(Outcome::Interrupted);
+            }
+        }
+    }
+}
+
+/// Reads what has come; at its end there is no output any more.
+fn take_output(stdout: &mut Option<ChildStdout>, seen: &mut Observed, until: Until, now: u64) -> io::Result<()> {
+    let mut buffer = [0; 65536];
+    let count = stdout.as_mut().map_or(Ok(0), |stdout| stdout.read(&mut buffer))?;
+    let bytes = &buffer[..count];
+    let marks = match until {
+        Until::Exit => !bytes.is_empty(),
+        Until::Byte(byte) => bytes.contains(&byte),
+    };
+    if marks && seen.first_byte_ns.is_none() {
+        seen.first_byte_ns = Some(now);
+    }
+    let room = KEPT.saturating_sub(seen.output.len()).min(count);
+    seen.output.extend_from_slice(&bytes[..room]);
+    if count == 0 {
+        *stdout = None;
+    }
+    Ok(())
+}
+
+fn readable_now(stdout: Option<&ChildStdout>) -> io::Result<bool> {
+    let Some(stdout) = stdout else { return Ok(false) };
+    let mut watched = [PollFd::new(stdout, PollFlags::IN)];
+    Ok(poll(&mut watched, Some(&timespec(Duration::ZERO)))? > 0)
+}
+
+/// Asks a program to end, and kills its process group if it does not.
+fn end(child: &mut Child) {
+    let (pid, mut asked) = (Pid::from_child(child), 0);
+    while asked < ASKED && matches!(child.try_wait(), Ok(None)) {
+        // One that has just ended needs no signal.
+        let _ = kill_process(pid, Signal::TERM);
+        asked += 1;
+        for _ in 0..100 {
+            if !matches!(child.try_wait(), Ok(None)) {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    if matches!(child.try_wait(), Ok(None)) {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+}
+
+/// Waits for all that has been left running, and kills what is still there after `limit`.
+fn settle(limit: Duration) {
+    let deadline = Instant::now() + limit;
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) | Err(Errno::INTR) => {}
+            Ok(None) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            Ok(None) => kill_children(),
+            Err(_) => return,
+        }
+    }
+}
+
+fn kill_children() {
+    let path = format!("/proc/self/task/{}/children", rustix::thread::gettid().as_raw_nonzero());
+    for pid in std::fs::read_to_string(path).unwrap_or_default().split_whitespace() {
+        if let Some(pid) = pid.parse().ok().and_then(Pid::from_raw) {
+            // One that has just ended needs no signal.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+    thread::sleep(Duration::from_millis(10));
+}
+
+/// Processor time of all children that have been waited for, and of theirs.
+fn children_cpu_ns() -> u64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a place for the result, which a successful call fills; zeroes are a valid `rusage` as well.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let ns = |time: libc::timeval| {
+        let (seconds, microseconds) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_usec));
+        seconds.unwrap_or(0) * 1_000_000_000 + microseconds.unwrap_or(0) * 1000
+    };
+    ns(usage.ru_utime) + ns(usage.ru_stime)
+}
+
+/// A time as whole nanoseconds.
+pub fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn timespec(time: Duration) -> Timespec {
+    // In range: no limit here is longer than hours.
+    Timespec { tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(time.subsec_nanos()) }
+}
+
+fn tail(file: &mut File) -> io::Result<String> {
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(u64::try_from(KEPT).unwrap_or(0))))?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The benchmark of starts: makes backends ready, runs them in turns, and sums up what was seen.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+
+use super::backend::{Backend, Failed, Kind, Sample, Workload, Workspace};
+use super::machine::Machine;
+use super::measure::Stopwatch;
+use super::report::{Outcome, Report, Run, SCHEMA, VERSION};
+use super::schedule::turns;
+use crate::failure::Failure;
+use crate::image::{Image, Store};
+use crate::sandbox::ProcessSpec;
+
+/// What is to be measured.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The image as the user named it.
+    pub name: String,
+    /// The image.
+    pub image: Image,
+    /// Program instead of its entry point.
+    pub entrypoint: Option<String>,
+    /// Arguments behind its name.
+    pub words: Vec<String>,
+    /// What the two make of the image's configuration.
+    pub process: ProcessSpec,
+    /// Which backends.
+    pub backends: Vec<Kind>,
+    /// Runs of each that count; at least 1.
+    pub runs: usize,
+    /// Rounds before.
+    pub warm_up: usize,
+    /// Decides the order.
+    pub seed: u64,
+    /// Our own program.
+    pub coracle: PathBuf,
+    /// Whether `coracle run` knows `--no-template`.
+    pub templates: bool,
+}
+
+/// Measures it. `tell` hears what is being done. Whoever calls holds the image in the store, and has no other children.
+///
+/// # Errors
+/// Nothing can be measured at all. What only some backends lack is in the report.
+pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Report, Failure> {
+    let failed = |error| Failure::new("cannot measure", error, "free memory, descriptors and space in $TMPDIR");
+    let mut stopwatch = Stopwatch::new().map_err(failed)?;
+    let mut host = Machine::look();
+    let workspace = Workspace::new().map_err(failed)?;
+    let archive = workspace.path().join("image.tar");
+    if plan.backends.contains(&Kind::Podman) {
+        store.export(&[(plan.image.clone(), Vec::new())], File::create(&archive).map_err(failed)?)?;
+    }
+    let workload = Workload {
+        image: plan.image.clone(),
+        disk: store.rootfs(&plan.image)?,
+        process: plan.process.clone(),
+        entrypoint: plan.entrypoint.clone(),
+        words: plan.words.clone(),
+        archive,
+        coracle: plan.coracle.clone(),
+        templates: plan.templates,
+    };
+    let mut interrupted = false;
+    let mut outcomes: Vec<Outcome> = plan.backends.iter().copied().map(Outcome::of).collect();
+    let mut ready = Vec::new();
+    for (at, &kind) in plan.backends.iter().enumerate() {
+        if interrupted || stopwatch.is_interrupted() {
+            interrupted = true;
+            outcomes[at].failed = "interrupted before its turn".to_owned();
+            continue;
+        }
+        tell(&format!("{kind}: making it ready, with a first run"));
+        match Backend::prepare(kind, &workload, &workspace, &mut stopwatch) {
+            Ok(backend) => {
+                outcomes[at].command.clone_from(&backend.command);
+                outcomes[at].version.clone_from(&backend.version);
+                outcomes[at].notes.clone_from(&backend.notes);
+                ready.push((at, backend));
+            }
+            Err(Failed::Interrupted) => interrupted = true,
+            Err(Failed::Because(why)) => {
+                tell(&format!("{kind}: skipped: {why}"));
+                outcomes[at].failed = why;
+            }
+        }
+    }
+    let mut boots = Vec::new();
+    if !interrupted {
+        interrupted = measure(plan, &ready, &mut stopwatch, &mut outcomes, &mut boots, tell);
+    }
+    host.look_again();
+    if outcomes.iter().all(|one| one.samples.iter().all(|run| run.warm_up)) {
+        return Err(nothing(&outcomes, interrupted));
+    }
+    let mut report = Report {
+        schema: SCHEMA,
+        version: VERSION,
+        started: Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string(),
+        coracle: env!("CARGO_PKG_VERSION"),
+        complete: false,
+        interrupted,
+        image: plan.name.clone(),
+        image_id: plan.image.id.to_string(),
+        command: plan.process.arguments.clone(),
+        runs: plan.runs,
+        warm_up: plan.warm_up,
+        seed: plan.seed,
+        host,
+        backends: outcomes,
+        baseline: None,
+        waterfall: Vec::new(),
+        notes: Vec::new(),
+    };
+    report.evaluate(&boots);
+    Ok(report)
+}
+
+/// All turns; whether the user wanted no more of them.
+fn measure(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    boots: &mut Vec<Sample>,
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    let mut told = usize::MAX;
+    for turn in turns(ready.len(), plan.warm_up, plan.runs, plan.seed) {
+        let (at, backend) = &ready[turn.backend];
+        let outcome = &mut outcomes[*at];
+        if !outcome.failed.is_empty() {
+            continue;
+        }
+        if told != turn.round {
+            told = turn.round;
+            let kind = if turn.warm_up { "warm-up " } else { "" };
+            tell(&format!("{kind}round {} of {}", turn.round + 1, plan.warm_up + plan.runs));
+        }
+        match backend.sample(stopwatch) {
+            Ok(sample) => {
+                outcome.samples.push(Run {
+                    round: turn.round,
+                    warm_up: turn.warm_up,
+                    ready_ns: sample.ready_ns,
+                    first_byte_ns: sample.first_byte_ns,
+                    exit_ns: sample.exit_ns,
+                    cpu_ns: sample.cpu_ns,
+                });
+                if !sample.marks.is_empty() && !turn.warm_up {
+                    boots.push(sample);
+                }
+            }
+            Err(Failed::Interrupted) => return true,
+            Err(Failed::Because(why)) => {
+                tell(&format!("{}: no more of it: {why}", backend.kind));
+                outcome.failed = why;
+            }
+        }
+        if stopwatch.is_interrupted() {
+            return true;
+        }
+    }
+    false
+}
+
+fn nothing(outcomes: &[Outcome], interrupted: bool) -> Failure {
+    let what = "cannot measure how this image starts";
+    if interrupted {
+        return Failure::new(
+            what,
+            "it was interrupted before the first round that counts",
+            "let it run longer, or -n 3",
+        );
+    }
+    let reasons: Vec<String> = outcomes.iter().map(|one| format!("{}: {}", one.name, one.failed)).collect();
+    let advice = "a command that is in the image, `coracle bench startup IMAGE COMMAND`; `coracle doctor`";
+    Failure::new(what, format!("no backend works: {}", reasons.join("; ")), advice)
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Figures of samples: robust against the few slow runs that every machine has, and with their uncertainty.
+
+use serde::Serialize;
+
+use super::schedule::Random;
+
+/// How many times the bootstrap draws; beyond, limits of an interval move by less than the last digit shown.
+const RESAMPLES: usize = 2000;
+
+/// What is said of one figure of one backend. Times are in nanoseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Number of samples.
+    pub n: usize,
+    /// The middle one, or between the two in the middle.
+    pub median_ns: u64,
+    /// In here lies the median with 95 % confidence (bootstrap, percentiles).
+    pub ci95_ns: [u64; 2],
+    /// So much or less took 95 % of the runs (nearest rank).
+    pub p95_ns: u64,
+    /// The quickest.
+    pub min_ns: u64,
+    /// The slowest; none is thrown away.
+    pub max_ns: u64,
+}
+
+/// How many times one median is another.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ratio {
+    /// Of the medians.
+    pub ratio: f64,
+    /// Its 95 % confidence interval (bootstrap of both).
+    pub ci95: [f64; 2],
+    /// The two medians' intervals do not overlap. Where they do, the two cannot be told apart.
+    pub told_apart: bool,
+}
+
+impl Summary {
+    /// Of these samples; `None` where there are none.
+    pub fn of(samples: &[u64], seed: u64) -> Option<Self> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_unstable();
+        let (min_ns, max_ns) = (*sorted.first()?, *sorted.last()?);
+        let mut random = Random::new(seed);
+        let mut medians: Vec<u64> = (0..RESAMPLES).map(|_| median(&mut resample(samples, &mut random))).collect();
+        medians.sort_unstable();
+        Some(Self {
+            n: sorted.len(),
+            ci95_ns: [rank(&medians, 25), rank(&medians, 975)],
+            p95_ns: rank(&sorted, 950),
+            median_ns: median(&mut sorted),
+            min_ns,
+            max_ns,
+        })
+    }
+
+    /// How wide the interval is, in percent of the median.
+    pub fn width_percent(&self) -> u64 {
+        let [low, high] = self.ci95_ns;
+        high.saturating_sub(low).saturating_mul(100) / self.median_ns.max(1)
+    }
+}
+
+impl Ratio {
+    /// `samples` against `base`; `None` where there are none, or a base of 0.
+    #[allow(clippy::cast_precision_loss, reason = "2^53 ns are a hundred days")]
+    pub fn of(samples: &[u64], base: &[u64], seed: u64) -> Option<Self> {
+        let (a, b) = (Summary::of(samples, seed)?, Summary::of(base, seed)?);
+        let mut random = Random::new(seed);
+        let mut ratios = Vec::with_capacity(RESAMPLES);
+        for _ in 0..RESAMPLES {
+            let (over, under) = (median(&mut resample(samples, &mut random)), median(&mut resample(base, &mut random)));
+            ratios.push(over as f64 / under.max(1) as f64);
+        }
+        ratios.sort_unstable_by(f64::total_cmp);
+        let told_apart = a.ci95_ns[1] < b.ci95_ns[0] || b.ci95_ns[1] < a.ci95_ns[0];
+        let ratio = (b.median_ns > 0).then_some(a.median_ns as f64 / b.median_ns as f64)?;
+        Some(Self { ratio, ci95: [rank(&ratios, 25), rank(&ratios, 975)], told_apart })
+    }
+}
+
+fn resample(samples: &[u64], random: &mut Random) -> Vec<u64> {
+    (0..samples.len()).map(|_| samples[random.below(samples.len())]).collect()
+}
+
+/// Of at least one sample, which it sorts.
+pub fn median(samples: &mut [u64]) -> u64 {
+    samples.sort_unstable();
+    let middle = samples.len() / 2;
+    match samples.len() % 2 {
+        1 => samples[middle],
+        _ => samples[middle - 1].midpoint(samples[middle]),
+    }
+}
+
+/// The sample of this rank, in thousandths, by the nearest-rank method.
+fn rank<T: Copy>(sorted: &[T], thousandths: usize) -> T {
+    let rank = (sorted.len() * thousandths).div_ceil(1000);
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_known_samples() {
+        let samples: Vec<u64> = (1..=100).rev().collect();
+        let summary = Summary::of(&samples, 1).unwrap();
+        assert_eq!((summary.n, summary.median_ns, summary.p95_ns), (100, 50, 95));
+        assert_eq!((summary.min_ns, summary.max_ns), (1, 100));
+        // By order statistics (binomial, n = 100) the interval is from the 40th to the 61st.
+        let [low, high] = summary.ci95_ns;
+        assert!((38..=43).contains(&low) && (58..=63).contains(&high), "{low} to {high}");
+        assert_eq!(summary.width_percent(), (high - low) * 2);
+        assert_eq!(Summary::of(&[], 1), None);
+        let one = Summary::of(&[7], 1).unwrap();
+        assert_eq!((one.median_ns, one.ci95_ns, one.p95_ns), (7, [7, 7], 7));
+    }
+
+    #[test]
+    fn a_median_does_not_follow_an_outlier() {
+        let summary = Summary::of(&[10, 11, 12, 13, 1_000_000], 1).unwrap();
+        assert_eq!((summary.median_ns, summary.max_ns), (12, 1_000_000));
+        assert_eq!(median(&mut [4, 1, 3, 2]), 2);
+    }
+
+    #[test]
+    fn intervals_hold_the_true_median_about_as_often_as_they_say() {
+        let mut random = Random::new(5);
+        let covered = (0..200).filter(|&seed| {
+            // Uniform below a million: the true median is half of it.
+            let samples: Vec<u64> = (0..25).map(|_| u64::try_from(random.below(1_000_000)).unwrap()).collect();
+            let [low, high] = Summary::of(&samples, seed).unwrap().ci95_ns;
+            (low..=high).contains(&500_000)
+        });
+        let covered = covered.count();
+        assert!((180..=198).contains(&covered), "{covered} of 200");
+    }
+
+    #[test]
+    fn ratios_of_what_differs_and_of_what_does_not() {
+        let fast: Vec<u64> = (0..30).map(|n| 1000 + n % 7).collect();
+        let slow: Vec<u64> = fast.iter().map(|ns| ns * 3).collect();
+        let ratio = Ratio::of(&slow, &fast, 1).unwrap();
+        assert!((ratio.ratio - 3.0).abs() < 1e-9 && ratio.told_apart, "{ratio:?}");
+        assert!(ratio.ci95[0] > 2.98 && ratio.ci95[1] < 3.02, "{ratio:?}");
+        let same = Ratio::of(&fast, &fast, 1).unwrap();
+        assert!(!same.told_apart && same.ci95[0] <= 1.0 && same.ci95[1] >= 1.0, "{same:?}");
+        assert_eq!(Ratio::of(&[], &fast, 1), None);
+        assert_eq!(Ratio::of(&fast, &[0, 0], 1), None);
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle bench`: what a microVM costs against a container, on this host and with the user's own image.
+
+mod table;
+
+use std::env;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Subcommand, ValueEnum};
+use coracle::bench::backend::Kind;
+use coracle::bench::report::Report;
+use coracle::bench::startup::{self, Plan};
+use coracle::bench::{html, schedule};
+use coracle::failure::Failure;
+use coracle::image::{Platform, PullOptions, PullPolicy};
+use coracle::sandbox::{Overrides, ProcessSpec};
+
+use super::pull_progress::{ProgressKind, PullProgress};
+use super::registry_access::AccessArgs;
+use super::store;
+
+/// What is run where the user names nothing: a program that most images have, and that writes one line.
+const DEFAULT_PROGRAM: &str = "echo";
+const DEFAULT_WORD: &str = "ready";
+/// Exit status of what the user has interrupted, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+const EXAMPLES: &str = "\
+Examples:
+  coracle bench startup busybox
+  coracle bench startup -n 30 --report startup debian bash -c 'echo hello'
+  coracle bench startup --backends vm,podman --format json oci:layout
+
+Timed from just before the launcher is spawned to the first byte on its standard output, and to its end. The command
+must end by itself with status 0. Backends that are not installed, or do not work here, are left out, and the report
+says why. crun and runc need root's rights, to mount the image. Ctrl-C keeps what has been measured.
+
+Exit status: 0 where something was measured; 125 where nothing was; 130 after Ctrl-C.";
+
+/// Measure what a microVM costs against a container.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Time starts of the same command from the same image.
+    Startup(Box<StartupArgs>),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct StartupArgs {
+    /// The image; then all words that follow are the command
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// What to compare [default: all]: vm, vm-cold, crun, runc, podman, vmm, qemu-microvm
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    backends: Vec<Kind>,
+    /// Runs of each that count
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Runs of each before them that do not
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: u16,
+    /// How to print the result
+    #[arg(long, value_enum, default_value_t)]
+    format: ResultFormat,
+    /// Draw the order of runs from this number, as an earlier result names it
+    #[arg(long, value_name = "SEED")]
+    seed: Option<u64>,
+    /// Write index.html, result.json and runs.csv into this directory as well
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Print nothing of what is being done
+    #[arg(short, long)]
+    quiet: bool,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// The image, and the command instead of `echo ready`
+    #[arg(
+        value_name = "IMAGE [COMMAND]",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "image"
+    )]
+    words: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum ResultFormat {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: see docs/benchmark.md
+    Json,
+    /// Each run, for a spreadsheet
+    Csv,
+}
+
+/// Measures, and prints what was found.
+///
+/// # Errors
+/// Nothing could be measured, or the report cannot be written.
+pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
+    let What::Startup(args) = &args.what;
+    let (name, command) = split(args);
+    let what = format!("cannot measure how image {name} starts");
+    // Said before minutes are spent.
+    if let Some(directory) = &args.report {
+        let why = |error: io::Error| {
+            Failure::new(format!("cannot write to {}", directory.display()), error, "another --report")
+        };
+        std::fs::create_dir_all(directory).map_err(why)?;
+    }
+    let store = store::open(&what)?;
+    let _held = store.hold_content().map_err(store::explain(&what))?;
+    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { ProgressKind::Auto });
+    let options = PullOptions { platform: Platform::native(), access: args.access.access() };
+    let image = store.obtain(name, PullPolicy::Missing, &options, &progress);
+    progress.finish();
+    let image = image.map_err(Failure::from)?;
+    let (entrypoint, words) = match command {
+        [] => (Some(DEFAULT_PROGRAM.to_owned()), vec![DEFAULT_WORD.to_owned()]),
+        words => (None, words.to_vec()),
+    };
+    let overrides = Overrides { command: words.clone(), entrypoint: entrypoint.clone(), ..Overrides::default() };
+    let process = ProcessSpec::new(&image.config, &overrides, "bench")?;
+    let templates = knows_templates();
+    let mut backends = args.backends.clone();
+    if backends.is_empty() {
+        // Without templates `vm` is `vm-cold`.
+        backends = Kind::ALL.into_iter().filter(|kind| templates || *kind != Kind::VmCold).collect();
+    }
+    backends.sort_by_key(|kind| Kind::ALL.iter().position(|other| other == kind));
+    backends.dedup();
+    let plan = Plan {
+        name: name.to_owned(),
+        image,
+        entrypoint,
+        words,
+        process,
+        backends,
+        runs: args.runs.into(),
+        warm_up: args.warm_up.into(),
+        seed: args.seed.map_or_else(schedule::any_seed, Ok)?,
+        coracle: env::current_exe()?,
+        templates,
+    };
+    let quiet = args.quiet;
+    let report = startup::run(&plan, &store, &mut |text| {
+        if !quiet {
+            // With stderr closed there is no one to tell.
+            let _ = writeln!(io::stderr(), "{text}");
+        }
+    })?;
+    print(&report, args.format)?;
+    if let Some(directory) = &args.report {
+        save(&report, directory)?;
+    }
+    Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// The image and the command.
+fn split(args: &StartupArgs) -> (&str, &[String]) {
+    match (&args.image, &args.words[..]) {
+        (Some(image), words) => (image, words),
+        (None, [image, words @ ..]) => (image, words),
+        // clap asks for one of the two.
+        (None, []) => ("", &[]),
+    }
+}
+
+/// Whether our own `run` has the flag that avoids templates.
+fn knows_templates() -> bool {
+    let command = super::Cli::command();
+    let run = command.find_subcommand("run");
+    run.is_some_and(|run| run.get_arguments().any(|argument| argument.get_long() == Some("no-template")))
+}
+
+fn print(report: &Report, format: ResultFormat) -> anyhow::Result<()> {
+    match format {
+        ResultFormat::Table => table::write(report, &mut anstream::stdout().lock())?,
+        ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report)?)?,
+        ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
+    }
+    Ok(())
+}
+
+fn save(report: &Report, directory: &std::path::Path) -> anyhow::Result<()> {
+    for (name, content) in [
+        ("index.html", html::page(report)),
+        ("result.json", serde_json::to_string_pretty(report)? + "\n"),
+        ("runs.csv", report.csv()),
+    ] {
+        let path = directory.join(name);
+        let why = |error| {
+            Failure::new(format!("cannot write {}", path.display()), error, "another --report; the result is above")
+        };
+        std::fs::write(&path, content).map_err(why)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Words {
+        #[command(flatten)]
+        args: StartupArgs,
+    }
+
+    fn parse(words: &[&str]) -> Result<StartupArgs, clap::Error> {
+        Words::try_parse_from([&["x"], words].concat()).map(|words| words.args)
+    }
+
+    #[test]
+    fn the_image_is_the_first_word_or_a_flag() {
+        let args = parse(&["-n", "3", "busybox", "sh", "-c", "echo"]).unwrap();
+        assert_eq!((split(&args).0, split(&args).1.join(" ")), ("busybox", "sh -c echo".to_owned()));
+        let args = parse(&["--image", "busybox", "sh", "-n"]).unwrap();
+        assert_eq!((split(&args).0, split(&args).1.join(" ")), ("busybox", "sh -n".to_owned()));
+    }
+
+    #[test]
+    fn wrong_words_are_refused() {
+        for words in [
+            &[][..],
+            &["-n", "0", "i"],
+            &["-n", "-1", "i"],
+            &["--backends", "vm,docker", "i"],
+            &["--format", "xml", "i"],
+        ] {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+        let kinds = parse(&["--backends", "crun,vm", "i"]).unwrap().backends;
+        assert_eq!(kinds, [Kind::Crun, Kind::Vm]);
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A result for people, on a terminal.
+
+use std::io::{self, Write};
+
+use anstyle::Style;
+use coracle::bench::report::{Outcome, Report, Step};
+use coracle::bench::statistics::Summary;
+
+use super::super::units;
+
+/// Characters of the longest bar.
+const BAR: usize = 24;
+
+/// Writes it. Styles are written always: the stream drops them where the terminal or `NO_COLOR` asks for that.
+pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let bold = Style::new().bold();
+    writeln!(out, "{bold}Image{bold:#}    {}, {}", report.image, report.command.join(" "))?;
+    writeln!(
+        out,
+        "{bold}Host{bold:#}     {} · {} · {} CPUs · Linux {}",
+        report.host.description, report.host.cpu, report.host.cpus, report.host.kernel
+    )?;
+    let state = if report.interrupted {
+        "interrupted"
+    } else if report.complete {
+        "complete"
+    } else {
+        "incomplete"
+    };
+    let warm_up = report.warm_up;
+    writeln!(
+        out,
+        "{bold}Runs{bold:#}     {} of each after {warm_up} to warm up, interleaved, seed {}; {state}",
+        report.runs, report.seed
+    )?;
+    let all = report.backends.iter().filter(|one| one.main().is_some());
+    let (boots, starts): (Vec<&Outcome>, Vec<&Outcome>) = all.partition(|one| one.is_boot);
+    if !starts.is_empty() {
+        writeln!(out, "\n{bold}Start, to the first byte on stdout and to the end (ms){bold:#}")?;
+        let against = format!("TO {}", report.baseline.unwrap_or("A CONTAINER").to_uppercase());
+        let head = ["BACKEND", "FIRST BYTE", "95% CI", "P95", "MIN", "END", "CPU", &against, ""];
+        let longest = starts.iter().filter_map(|one| one.main()).map(|figure| figure.median_ns).max().unwrap_or(1);
+        let row = |one: &&Outcome| {
+            let first = one.first_byte.as_ref();
+            [
+                &[one.name.to_owned()][..],
+                &spread(first),
+                &[middle(one.exit.as_ref()), middle(one.cpu.as_ref()), ratio(one), bar(one, longest)],
+            ]
+            .concat()
+        };
+        units::table(out, &head, &starts.iter().map(row).collect::<Vec<_>>())?;
+    }
+    if !boots.is_empty() {
+        writeln!(
+            out,
+            "\n{bold}Boot alone, to where the guest's agent is ready (ms): not to be compared with containers{bold:#}"
+        )?;
+        let head = ["BACKEND", "AGENT READY", "95% CI", "P95", "MIN", "CPU", "TO QEMU"];
+        let row = |one: &&Outcome| {
+            [&[one.name.to_owned()][..], &spread(one.ready.as_ref()), &[middle(one.cpu.as_ref()), ratio(one)]].concat()
+        };
+        units::table(out, &head, &boots.iter().map(row).collect::<Vec<_>>())?;
+    }
+    if !report.waterfall.is_empty() {
+        writeln!(out, "\n{bold}Stages of coracle-vmm, cold{bold:#}")?;
+        let head = ["STAGE", "AT MS", "TOOK MS", "CPU MS", "EXITS", "KERNEL INSTRUCTIONS"];
+        let before = std::iter::once(0).chain(report.waterfall.iter().map(|step| step.wall_ns));
+        let row = |(step, before): (&Step, u64)| {
+            let count = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+            let took = step.wall_ns.saturating_sub(before);
+            let cpu = step.cpu_ns.map_or_else(|| "-".to_owned(), milliseconds);
+            vec![
+                step.stage.clone(),
+                milliseconds(step.wall_ns),
+                milliseconds(took),
+                cpu,
+                count(step.exits),
+                count(step.kernel_instructions),
+            ]
+        };
+        units::table(out, &head, &report.waterfall.iter().zip(before).map(row).collect::<Vec<_>>())?;
+    }
+    writeln!(out)?;
+    report.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))
+}
+
+/// Nanoseconds as milliseconds, with three digits or more.
+fn milliseconds(ns: u64) -> String {
+    match ns {
+        ..10_000_000 => format!("{}.{:02}", ns / 1_000_000, ns / 10_000 % 100),
+        ..100_000_000 => format!("{}.{}", ns / 1_000_000, ns / 100_000 % 10),
+        _ => (ns / 1_000_000).to_string(),
+    }
+}
+
+fn middle(figure: Option<&Summary>) -> String {
+    figure.map_or_else(|| "-".to_owned(), |figure| milliseconds(figure.median_ns))
+}
+
+fn spread(figure: Option<&Summary>) -> [String; 4] {
+    let Some(figure) = figure else { return ["-"; 4].map(str::to_owned) };
+    let [low, high] = figure.ci95_ns.map(milliseconds);
+    [
+        milliseconds(figure.median_ns),
+        format!("{low} to {high}"),
+        milliseconds(figure.p95_ns),
+        milliseconds(figure.min_ns),
+    ]
+}
+
+fn ratio(one: &Outcome) -> String {
+    let Some(ratio) = one.ratio else { return "-".to_owned() };
+    let mark = if ratio.told_apart { "" } else { ", not told apart" };
+    format!("{:.2}x ({:.2} to {:.2}{mark})", ratio.ratio, ratio.ci95[0], ratio.ci95[1])
+}
+
+fn bar(one: &Outcome, longest: u64) -> String {
+    let length = one.main().map_or(0, |figure| figure.median_ns);
+    let eighths = length.saturating_mul(8 * 24) / longest.max(1);
+    let eighths = usize::try_from(eighths).unwrap_or(0).min(8 * BAR);
+    let last = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
+    "█".repeat(eighths / 8) + last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_three_digits_or_more() {
+        for (ns, text) in [(0, "0.00"), (1_234_567, "1.23"), (12_345_678, "12.3"), (9_876_543_210, "9876")] {
+            assert_eq!(milliseconds(ns), text);
+        }
+    }
+
+    #[test]
+    fn bars_are_as_long_as_times() {
+        let summary = |ns| Summary { n: 1, median_ns: ns, ci95_ns: [ns; 2], p95_ns: ns, min_ns: ns, max_ns: ns };
+        let bar = |ns| super::bar(&Outcome { first_byte: Some(summary(ns)), ..Outcome::default() }, 1000);
+        assert_eq!((bar(1000).chars().count(), bar(500).chars().count()), (BAR, BAR / 2));
+        assert_eq!((bar(2).as_str(), bar(6).as_str()), ("", "▏"));
+    }
+}

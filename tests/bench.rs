@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `coracle bench`, as a user runs it.
+
+mod common;
+
+use serde_json::Value;
+
+use common::eventually;
+use common::home::{Home, signal};
+
+#[test]
+fn starts_of_vm_and_container_are_measured() {
+    let home = Home::new();
+    let folder = home.path().join("report");
+    let words = [
+        "bench",
+        "startup",
+        "-n",
+        "2",
+        "--warm-up",
+        "0",
+        "--seed",
+        "7",
+        "--backends",
+        "vm,crun,vmm",
+        "--format",
+        "json",
+    ];
+    let (status, stdout, stderr) = home.run(&[&words[..], &["--report", folder.to_str().unwrap(), "IMAGE"]].concat());
+    assert_eq!(status, Some(0), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&report["schema"], &report["version"]), (&"coracle-bench-startup".into(), &1.into()));
+    assert_eq!((&report["complete"], &report["seed"]), (&true.into(), &7.into()), "{stdout}");
+    let [vm, crun, vmm] = report["backends"].as_array().unwrap().as_slice() else { panic!("{stdout}") };
+    for one in [vm, crun] {
+        let [first, exit] = ["firstByte", "exit"].map(|figure| one[figure]["medianNs"].as_u64().unwrap());
+        assert!(0 < first && first <= exit, "{one}");
+        assert_eq!(one["samples"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!((&report["baseline"], &crun["ratio"]), (&"crun".into(), &Value::Null));
+    assert!(vm["ratio"]["ratio"].as_f64().unwrap() > 0.0 && vmm["ready"]["n"] == 2, "{stdout}");
+    let stages: Vec<&str> =
+        report["waterfall"].as_array().unwrap().iter().map(|step| step["stage"].as_str().unwrap()).collect();
+    for stage in ["process start", "KVM created", "agent ready", "program running", "first byte", "program ended"] {
+        assert!(stages.contains(&stage), "{stages:?}");
+    }
+    let saved: Value = serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap();
+    assert_eq!(saved, report);
+    assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("</html>"));
+    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 3 * 2);
+    assert_eq!(home.left(), 0);
+    assert_eq!(home.ok(&["ps", "-aq"]), "");
+}
+
+#[test]
+fn what_cannot_be_measured_is_explained() {
+    let home = Home::new();
+    for (words, status, why) in [
+        (&["-n", "0", "IMAGE"][..], 2, "0 is not in"),
+        (&["--backends", "docker", "IMAGE"], 2, "it is one of vm"),
+        (&["oci:/nowhere"], 125, "/nowhere"),
+        (&["--backends", "crun", "IMAGE", "no-such-program"], 125, "no-such-program"),
+        (&["--backends", "crun", "IMAGE", "sh", "-c", "exit 3"], 125, "it ended with status 3"),
+        (&["--report", "/proc/none", "IMAGE"], 125, "cannot write to /proc/none"),
+    ] {
+        let (found, stdout, stderr) = home.run(&[&["bench", "startup", "-q"], words].concat());
+        assert_eq!((found, stdout.as_str()), (Some(status), ""), "{words:?}: {stderr}");
+        assert!(stderr.contains(why) && (status == 2 || stderr.lines().count() == 3), "{words:?}: {stderr}");
+    }
+    assert_eq!(home.left(), 0);
+}
+
+#[test]
+fn an_interrupt_keeps_what_was_measured() {
+    let home = Home::new();
+    let folder = home.path().join("report");
+    let words = ["bench", "startup", "-n", "10000", "--warm-up", "0", "--backends", "crun", "--format", "csv"];
+    let mut child = home.command(&[&words[..], &["IMAGE"]].concat());
+    let output = std::fs::File::create(&folder).unwrap();
+    let errors = home.path().join("errors");
+    let mut child = child.stdout(output).stderr(std::fs::File::create(&errors).unwrap()).spawn().unwrap();
+    eventually("the fifth round", || std::fs::read_to_string(&errors).unwrap().contains("round 5 ").then_some(()));
+    signal(child.id(), libc::SIGINT);
+    let status = eventually("it ends", || child.try_wait().unwrap());
+    let csv = std::fs::read_to_string(&folder).unwrap();
+    assert_eq!(status.code(), Some(130), "{csv}{}", std::fs::read_to_string(&errors).unwrap());
+    assert!((4..10000).contains(&csv.lines().count()) && csv.contains("crun,3,false,"), "{csv}");
+    assert_eq!(home.left(), 0);
+}
