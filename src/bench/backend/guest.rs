@@ -73,6 +73,7 @@ impl Guest {
             process: process(&self.process),
             stdin: false,
             output: true,
+            ..ProcessStart::default()
         };
         let told = |NotRun { failure, .. }| failure;
         let mut running = Agent::connect(&self.vsock)?.start(start).map_err(told)?;
