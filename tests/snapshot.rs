@@ -55,7 +55,8 @@ impl Folder {
     fn restore(&self, name: &str, words: &[&str]) -> Guest {
         let (vsock, control) = (self.word(&format!("{name}-v.sock")), self.word(&format!("{name}-c.sock")));
         let ready = self.word("ready");
-        let all = [&["--restore", &ready, "--vsock", &vsock, "--control", &control], words].concat();
+        // The tests ask the agent themselves.
+        let all = [&["--restore", &ready, "--no-renew", "--vsock", &vsock, "--control", &control], words].concat();
         Guest::start(all)
     }
 
@@ -98,9 +99,10 @@ fn main_path_clones_of_one_snapshot_are_machines_of_their_own() {
     for (name, size) in [("one", 8 << 20), ("two", 24 << 20)] {
         let image = folder.disk(name, &format!("I am {name}"), size);
         let mut clone = folder.restore(name, &["--disk", &format!("{image},ro")]);
-        folder.agent(name).renew(Some(name), &[]).unwrap();
+        // A host that is busy cannot say the time in a shorter one.
+        let error = folder.agent(name).renew(Some(name), &[]).unwrap().max(Duration::from_millis(40));
         let distance = clock_distance(&mut clone);
-        assert!(distance < 50_000, "{name}: the clock is {distance} µs off");
+        assert!(distance < error.as_micros().cast_signed() + 10_000, "{name}: {distance} µs off, and not {error:?}");
         assert_eq!(clone.sh("echo $kept; cat /kept").trim(), "variable\nfrom before");
         assert_eq!(clone.sh("hostname").trim(), name);
         let sectors = (size / 512).to_string();

@@ -32,7 +32,7 @@ const FIRST_PORT: u32 = 1 << 16;
 const ENTROPY: usize = 32;
 /// How far a guest's clock may be from the host's, and how often it is set to get there.
 const CLOCK_ERROR: Duration = Duration::from_millis(40);
-const CLOCK_TRIES: u32 = 3;
+const CLOCK_TRIES: u32 = 5;
 const NOT_RENEWED: &str = "cannot make the restored guest one of its own";
 /// How many ports are tried before one is found that is free.
 const PORTS_TRIED: u32 = 64;
@@ -158,11 +158,13 @@ impl Agent {
 
 impl Agent {
     /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, its name where one
-    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it.
+    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it. Gives what
+    /// its clock is off by at most, which is how long the answer took: a busy host's guest may take its time.
     ///
     /// # Errors
     /// The agent cannot, or has gone; or this host has no randomness.
-    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<(), Failure> {
+    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<Duration, Failure> {
+        let mut error = Duration::MAX;
         for _ in 0..CLOCK_TRIES {
             let mut entropy = vec![0; ENTROPY];
             random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
@@ -171,12 +173,12 @@ impl Agent {
             let start = Instant::now();
             let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname, macs };
             self.ask(NOT_RENEWED, &Message::Renew(renew))?;
-            // The clock is off by no more than the answer took. A busy host's guest may take its time at first.
-            if start.elapsed() < CLOCK_ERROR {
+            error = start.elapsed();
+            if error < CLOCK_ERROR {
                 break;
             }
         }
-        Ok(())
+        Ok(error)
     }
 
     /// Has it mount what containers need, for a snapshot to be taken next.

@@ -131,7 +131,7 @@ impl MicroVm {
         }
         let connected = Agent::connect(&self.vsock);
         let renewed = connected.and_then(|mut agent| {
-            self.clone.iter().try_for_each(|macs| agent.renew(None, macs))?;
+            self.clone.iter().try_for_each(|macs| agent.renew(None, macs).map(drop))?;
             Ok(agent)
         });
         renewed.map_err(|failure| self.gone(failure.why))

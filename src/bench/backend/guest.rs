@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use coracle_protocol::{Container, Process, Text};
+use coracle_protocol::{Container, Process, Task, Text};
 use serde_json::json;
 
 use super::super::measure::Stopwatch;
@@ -82,6 +82,7 @@ impl Guest {
         let marks = marks_until_ready(&vmm)?;
         let ready_ns = since();
         let request = ProcessStart {
+            task: Task::Program,
             container: Some(container(&self.process)),
             process: process(&self.process),
             output: true,

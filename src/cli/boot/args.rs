@@ -57,6 +57,9 @@ pub struct BootArgs {
     /// The snapshot's memory, where it is not beside its state.
     #[arg(long, value_name = "FILE", requires = "restore")]
     pub memory_file: Option<PathBuf>,
+    /// Leave the asking of the restored guest's agent for a clock and random numbers of its own to somebody else.
+    #[arg(long, requires = "restore")]
+    pub no_renew: bool,
     /// Initial RAM file system (a cpio archive, compressed or not).
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,

@@ -107,7 +107,7 @@ struct Launching {
 fn launch(args: &BootArgs, serving: &[Virtiofsd]) -> Result<Launching, Failure> {
     if let Some(config) = args.restore() {
         let then = snapshot::read(&config.restore).map_err(|error| error.about(&config.restore))?.config;
-        let vsock = config.vsock.clone().or(then.vsock).map(|vsock| vsock.path);
+        let vsock = config.vsock.clone().or(then.vsock).map(|vsock| vsock.path).filter(|_| !args.no_renew);
         return Ok(Launching { launch: config.into(), kernel: then.kernel, console: then.console, renew: vsock });
     }
     let mut config = args.config();

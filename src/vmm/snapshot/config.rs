@@ -167,3 +167,59 @@ impl From<RestoreConfig> for Launch {
         Self::Restore(Box::new(config))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::state;
+    use super::*;
+
+    fn request(more: &str) -> RestoreConfig {
+        let text = format!(r#"{{"restore": "state", "memory": "memory"{more}}}"#);
+        let Launch::Restore(request) = Launch::parse(&text).unwrap() else { panic!("no restore: {text}") };
+        *request
+    }
+
+    #[test]
+    fn what_is_named_anew_takes_the_place_of_what_was() {
+        let mut state = state();
+        state.config.disks = serde_json::from_str(r#"[{"path": "old", "queues": 4}]"#).unwrap();
+        state.config.nets = serde_json::from_str(r#"[{"backend": {"tap": "tap0"}}]"#).unwrap();
+        let same = request("").apply(&mut state).unwrap();
+        assert_eq!((same.disks[0].path.to_str(), same.disks[0].queues), (Some("old"), 4));
+        let more = r#", "disks": [{"path": "new", "read_only": true}], "nets": [{"backend": {"tap": "tap9"}}],
+            "control": "c.sock", "launched_ns": 7"#;
+        let config = request(more).apply(&mut state).unwrap();
+        let disk = &config.disks[0];
+        assert_eq!((disk.path.to_str(), disk.read_only, disk.queues), (Some("new"), true, 4));
+        assert_eq!(config.nets[0].address(), state.config.nets[0].address(), "a card keeps its address");
+        assert_eq!((config.control, config.launched_ns), (Some("c.sock".into()), Some(7)));
+    }
+
+    #[test]
+    fn another_number_of_devices_is_refused() {
+        for (more, what) in [
+            (r#", "disks": [{"path": "new"}]"#, "disks"),
+            (r#", "nets": [{"backend": {"tap": "tap9"}}]"#, "network cards"),
+            (r#", "pmem": [{"path": "new"}]"#, "regions of persistent memory"),
+            (r#", "vsock": {"path": "new"}"#, "vsock devices"),
+        ] {
+            let error = request(more).apply(&mut state()).unwrap_err();
+            assert!(
+                matches!(error, SnapshotError::Devices { what: found, then: 0, now: 1 } if found == what),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_line_says_whether_it_is_a_boot() {
+        let config = state().config;
+        let line = Launch::from(config.clone()).line().unwrap();
+        assert!(
+            matches!(Launch::parse(std::str::from_utf8(&line).unwrap()), Ok(Launch::Boot(same)) if *same == config)
+        );
+        let line = Launch::from(request("")).line().unwrap();
+        assert!(matches!(Launch::parse(std::str::from_utf8(&line).unwrap()), Ok(Launch::Restore(_))));
+        assert!(Launch::parse(r#"{"restore": "state", "memory": "memory", "cpus": 2}"#).is_err());
+    }
+}

@@ -55,6 +55,9 @@ impl State {
         if self.devices.len() != self.config.virtio_devices() {
             return wrong("it has another number of devices than it says");
         }
+        if !self.config.fs.is_empty() {
+            return wrong("it shares directories of the host's, which no snapshot can");
+        }
         if self.serial.is_some() != (self.config.console == ConsoleKind::Serial) {
             return wrong("it has another console than it says");
         }

@@ -122,6 +122,26 @@ fn a_dead_back_ends_requests_and_all_later_ones_are_answered_with_eio() {
 }
 
 #[test]
+fn what_a_dead_back_end_has_done_is_told_though_it_has_told_nothing() {
+    let (connection, its, _) = backend();
+    let mut fs = Fs::new("data", connection).unwrap();
+    let (mut session, mut drivers) = FakeDriver::attach(&mut fs, 0).unwrap();
+    drivers[1].write(0x10_0000, &request(FUSE_READ, 1));
+    drivers[1].add(&[(0x10_0000, 40, false), (0x20_0000, 80, true)]);
+    fs.queue_event(1, &mut session).unwrap();
+    let queue = session.queue(1).unwrap();
+    let head = queue.pop().unwrap().unwrap().head();
+    queue.push(head, 16).unwrap();
+    its.shutdown(std::net::Shutdown::Both).unwrap();
+    fs.source_event(0, EventSet::IN, &mut session).unwrap();
+    assert!(session.interrupt.line().read().is_ok());
+    // The driver may get to an interrupt of the back end's only now.
+    session.interrupt.acknowledge(1);
+    assert_eq!(session.interrupt.status(), 1);
+    assert_eq!((drivers[1].used(), drivers[1].used()), (Some((head.into(), 16)), None));
+}
+
+#[test]
 fn a_request_that_is_none_is_the_drivers_error() {
     let (connection, its, _) = backend();
     let mut fs = Fs::new("data", connection).unwrap();

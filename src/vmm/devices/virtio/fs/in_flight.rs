@@ -17,8 +17,9 @@ pub struct InFlight {
     /// Up to where the rings have been looked at.
     available: u16,
     used: u16,
-    /// For each head: made available more often than used.
-    heads: Vec<bool>,
+    /// For each head: how much more often it was made available than used. A head that comes back and is made available
+    /// again between two looks at one ring may be seen in one of them first, so that only the count is right.
+    heads: Vec<i32>,
     /// Whether nothing was missed.
     exact: bool,
 }
@@ -26,7 +27,7 @@ pub struct InFlight {
 impl InFlight {
     /// Of a queue that is new.
     pub fn new(rings: Rings) -> Self {
-        Self { rings, available: 0, used: 0, heads: vec![false; rings.size.get().into()], exact: true }
+        Self { rings, available: 0, used: 0, heads: vec![0; rings.size.get().into()], exact: true }
     }
 
     /// Looks at what has come since the last time.
@@ -34,42 +35,49 @@ impl InFlight {
     /// # Errors
     /// The rings cannot be read.
     pub fn look(&mut self, memory: &Ram) -> Result<(), GuestMemoryError> {
-        // The used ring first, or a chain could seem to be used before it was available.
+        // The used ring first: what is in it was available before.
         let used = index(memory, self.rings.used)?;
         let available = index(memory, self.rings.available)?;
+        self.advance(memory, available, used)
+    }
+
+    fn advance(&mut self, memory: &Ram, available: u16, used: u16) -> Result<(), GuestMemoryError> {
         let size = self.rings.size.get();
         if available.wrapping_sub(self.available) > size || used.wrapping_sub(self.used) > size {
             self.exact = false;
-            self.heads.fill(false);
+            self.heads.fill(0);
         } else {
             while self.available != available {
                 let slot = u64::from(self.available % size);
                 let head: u16 = memory.read_obj(GuestAddress(self.rings.available + 4 + 2 * slot))?;
-                self.set(u16::from_le(head).into(), true);
+                self.count(u16::from_le(head).into(), 1);
                 self.available = self.available.wrapping_add(1);
             }
             while self.used != used {
                 let slot = u64::from(self.used % size);
                 let head: u32 = memory.read_obj(GuestAddress(self.rings.used + 4 + 8 * slot))?;
-                self.set(u32::from_le(head), false);
+                self.count(u32::from_le(head), -1);
                 self.used = self.used.wrapping_add(1);
             }
         }
         (self.available, self.used) = (available, used);
         // With nothing in flight there is nothing to have missed.
-        self.exact |= available == used;
+        if available == used && !self.exact {
+            self.exact = true;
+            self.heads.fill(0);
+        }
         Ok(())
     }
 
-    fn set(&mut self, head: u32, with_backend: bool) {
+    fn count(&mut self, head: u32, more: i32) {
         // A head that cannot be is the driver's mistake, and the back end's to find.
         let place = usize::try_from(head).ok().and_then(|head| self.heads.get_mut(head));
-        place.into_iter().for_each(|place| *place = with_backend);
+        place.into_iter().for_each(|place| *place = place.saturating_add(more));
     }
 
     /// Heads of the chains that the back end has, as far as is known.
     pub fn heads(&self) -> Vec<u16> {
-        (0u16..).zip(&self.heads).filter_map(|(head, with_backend)| with_backend.then_some(head)).collect()
+        (0u16..).zip(&self.heads).filter_map(|(head, count)| (*count > 0).then_some(head)).collect()
     }
 
     /// Whether [`InFlight::heads`] are all.
@@ -113,6 +121,27 @@ mod tests {
         in_flight.look(&memory).unwrap();
         assert!(in_flight.heads().is_empty());
         assert_eq!(in_flight.position(), (40_000, 40_000));
+    }
+
+    #[test]
+    fn a_head_that_comes_back_and_goes_again_between_two_looks_is_in_flight() {
+        let mut driver = FakeDriver::new(8);
+        let mut queue = driver.queue();
+        let mut in_flight = InFlight::new(queue.rings());
+        let memory = driver.memory().clone();
+        for round in 0..3 {
+            driver.set_descriptor(0, Descriptor { address: 0x10_000, length: 16, flags: 2, next: 0 });
+            driver.publish(0);
+            if round < 2 {
+                queue.pop().unwrap().unwrap();
+                queue.push(0, 0).unwrap();
+            }
+        }
+        // As one sees it who reads the used index, is held up, and reads the available one.
+        for (available, used) in [(1, 0), (2, 0), (3, 1), (3, 2)] {
+            in_flight.advance(&memory, available, used).unwrap();
+            assert_eq!(in_flight.heads(), [0], "{available} {used}");
+        }
     }
 
     #[test]

@@ -113,7 +113,6 @@ impl Fs {
             "virtiofsd of file system `{tag}` is lost: {error}; the guest gets I/O errors from there from now on"
         );
         self.backend = None;
-        session.interrupt.share(false);
         for (number, mut in_flight) in self.in_flight.drain(..).enumerate() {
             in_flight
                 .look(&session.memory)
@@ -134,6 +133,9 @@ impl Fs {
             // Chains may have come meanwhile.
             queue.reschedule();
         }
+        // For what it had done and not told yet; and for what it had told and the driver has not looked at, the interrupt
+        // stays shared.
+        session.interrupt.used_ring();
         Ok(())
     }
 }
