@@ -52,11 +52,7 @@ fn headline(report: &Report) -> String {
     let vm = report.backends.iter().find(|one| !one.is_boot && !one.is_container && one.ratio.is_some());
     match (vm.and_then(|vm| Some((vm.name, vm.ratio?))), report.baseline) {
         (Some((name, ratio)), Some(base)) if ratio.told_apart => {
-            let [low, high] = ratio.ci95;
-            format!(
-                "{name} takes {:.2} times as long as {base} ({low:.2} to {high:.2}), on {}",
-                ratio.ratio, report.host.kind
-            )
+            format!("{name} to {base}: {ratio} times as long, on {}", report.host.kind)
         }
         (Some((name, _)), Some(base)) => format!("{name} and {base} cannot be told apart, on {}", report.host.kind),
         _ => format!("no VM was compared with a container, on {}", report.host.kind),
@@ -124,10 +120,7 @@ fn cells(one: &Outcome) -> String {
         |figure: &Option<Summary>| figure.as_ref().map_or_else(|| "–".to_owned(), |figure| time(figure.median_ns));
     let first = if one.is_boot { &one.ready } else { &one.first_byte };
     let of = |figure: fn(&Summary) -> String| first.as_ref().map_or_else(|| "–".to_owned(), figure);
-    let ratio = one.ratio.map_or_else(
-        || "–".to_owned(),
-        |ratio| format!("{:.2} ({:.2} to {:.2})", ratio.ratio, ratio.ci95[0], ratio.ci95[1]),
-    );
+    let ratio = one.ratio.map_or_else(|| "–".to_owned(), |ratio| ratio.to_string());
     [
         one.name.to_owned(),
         one.main().map_or(0, |figure| figure.n).to_string(),
@@ -218,7 +211,7 @@ mod tests {
     #[test]
     fn the_result_is_said_in_one_sentence() {
         let mut report = report();
-        assert!(headline(&report).starts_with("vm takes 8.00 times as long as crun"), "{}", headline(&report));
+        assert!(headline(&report).starts_with("vm to crun: 8.00 (8.00 to 8.00) times"), "{}", headline(&report));
         report.backends.retain(|one| !one.is_container);
         report.evaluate(&[]);
         assert!(!page(&report).contains("NaN"));

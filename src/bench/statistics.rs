@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Figures of samples: robust against the few slow runs that every machine has, and with their uncertainty.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::schedule::Random;
 
 /// How many times the bootstrap draws; beyond, limits of an interval move by less than the last digit shown.
 const RESAMPLES: usize = 2000;
+
+/// With fewer runs of each of two, even the largest difference comes about by chance more than once in twenty times.
+const ENOUGH: usize = 4;
 
 /// What is said of one figure of one backend. Times are in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,7 +39,7 @@ pub struct Ratio {
     pub ratio: f64,
     /// Its 95 % confidence interval (bootstrap of both).
     pub ci95: [f64; 2],
-    /// The two medians' intervals do not overlap. Where they do, the two cannot be told apart.
+    /// The two medians' intervals do not overlap, and both have four runs or more. Else the two cannot be told apart.
     pub told_apart: bool,
 }
 
@@ -76,9 +81,22 @@ impl Ratio {
             ratios.push(over as f64 / under.max(1) as f64);
         }
         ratios.sort_unstable_by(f64::total_cmp);
-        let told_apart = a.ci95_ns[1] < b.ci95_ns[0] || b.ci95_ns[1] < a.ci95_ns[0];
+        let apart = a.ci95_ns[1] < b.ci95_ns[0] || b.ci95_ns[1] < a.ci95_ns[0];
+        let told_apart = apart && a.n.min(b.n) >= ENOUGH;
         let ratio = (b.median_ns > 0).then_some(a.median_ns as f64 / b.median_ns as f64)?;
         Some(Self { ratio, ci95: [rank(&ratios, 25), rank(&ratios, 975)], told_apart })
+    }
+}
+
+/// A ratio with three digits or more, and its interval: `8.12 (7.9 to 8.4)`.
+impl fmt::Display for Ratio {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |ratio: f64| match ratio {
+            ..9.995 => format!("{ratio:.2}"),
+            ..99.95 => format!("{ratio:.1}"),
+            _ => format!("{ratio:.0}"),
+        };
+        write!(f, "{} ({} to {})", text(self.ratio), text(self.ci95[0]), text(self.ci95[1]))
     }
 }
 
@@ -148,6 +166,8 @@ mod tests {
         let ratio = Ratio::of(&slow, &fast, 1).unwrap();
         assert!((ratio.ratio - 3.0).abs() < 1e-9 && ratio.told_apart, "{ratio:?}");
         assert!(ratio.ci95[0] > 2.98 && ratio.ci95[1] < 3.02, "{ratio:?}");
+        assert!(!Ratio::of(&slow[..3], &fast, 1).unwrap().told_apart, "three runs are too few");
+        assert_eq!(Ratio { ratio: 454.88, ci95: [9.876, 67.89], told_apart: true }.to_string(), "455 (9.88 to 67.9)");
         let same = Ratio::of(&fast, &fast, 1).unwrap();
         assert!(!same.told_apart && same.ci95[0] <= 1.0 && same.ci95[1] >= 1.0, "{same:?}");
         assert_eq!(Ratio::of(&[], &fast, 1), None);

@@ -35,6 +35,7 @@ pub fn escape(text: &str) -> String {
 pub fn time(ns: u64) -> String {
     let ms = ns as f64 / 1e6;
     match ms {
+        0.0 => "0".to_owned(),
         ..0.995 => format!("{:.0} µs", ms * 1000.0),
         ..9.995 => format!("{ms:.2} ms"),
         ..99.95 => format!("{ms:.1} ms"),

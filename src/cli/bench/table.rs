@@ -113,7 +113,7 @@ fn spread(figure: Option<&Summary>) -> [String; 4] {
 fn ratio(one: &Outcome) -> String {
     let Some(ratio) = one.ratio else { return "-".to_owned() };
     let mark = if ratio.told_apart { "" } else { ", not told apart" };
-    format!("{:.2}x ({:.2} to {:.2}{mark})", ratio.ratio, ratio.ci95[0], ratio.ci95[1])
+    format!("{ratio}{mark}")
 }
 
 fn bar(one: &Outcome, longest: u64) -> String {
