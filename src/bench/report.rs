@@ -220,7 +220,7 @@ impl Report {
         for one in self.backends.iter().filter(|one| one.ratio.is_some_and(|ratio| !ratio.told_apart)) {
             let base = if one.is_boot { Some(Kind::QemuMicrovm.name()) } else { self.baseline };
             notes.push(format!(
-                "{} and {} cannot be told apart: their intervals overlap.",
+                "{} and {} cannot be told apart: their intervals overlap, or runs are too few.",
                 one.name,
                 base.unwrap_or("")
             ));
