@@ -251,6 +251,9 @@ impl Report {
     }
 }
 
+/// One figure of a sample.
+type Figure = fn(&Sample) -> Option<u64>;
+
 /// Medians of each stage that all of the runs have.
 fn waterfall(samples: &[Sample], host: &Machine) -> Vec<Step> {
     let Some(first) = samples.first() else { return Vec::new() };
@@ -271,7 +274,7 @@ fn waterfall(samples: &[Sample], host: &Machine) -> Vec<Step> {
             kernel_instructions: of(|mark| mark.emulated_instructions).filter(|_| host.kind.starts_with("PVM")),
         });
     }
-    let later: [(&str, fn(&Sample) -> Option<u64>); 3] = [
+    let later: [(&str, Figure); 3] = [
         ("program running", |sample| sample.started_ns),
         ("first byte", |sample| sample.first_byte_ns),
         ("program ended", |sample| sample.exit_ns),

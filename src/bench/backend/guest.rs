@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle-vmm` without the command line and the monitor above it: where the time of a cold start goes.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use coracle_protocol::{Container, Process, Task, Text};
 use serde_json::json;
 
+use super::super::measure::Stopwatch;
 use super::{Backend, Failed, Kind, PATIENCE, Run, Sample, Workload, Workspace};
 use crate::cache;
 use crate::failure::Failure;
@@ -52,37 +56,46 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         notes: vec![
             "its configuration goes through its control socket; 1 vCPU, 128 MiB, the image's disk, vsock".to_owned(),
         ],
-        run: Run::Guest(guest),
+        run: Run::Guest(Box::new(guest)),
     }])
 }
 
 impl Guest {
     /// Boots it, runs the command, and ends it.
-    pub fn sample(&self) -> Result<Sample, Failed> {
-        self.boot().map_err(|failure| Failed::Because(format!("{}: {}", failure.what, failure.why)))
+    pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
+        let start = monotonic_ns();
+        let vmm = Vmm::start(self.config.clone()).map_err(told)?;
+        let control = vmm.control.try_clone()?;
+        let (over, wait) = channel();
+        thread::scope(|scope| {
+            let watching = scope.spawn(move || watch(stopwatch, &control, &wait));
+            let outcome = self.follow(vmm, start);
+            drop(over);
+            // A VM that was cut off has failed for that reason.
+            let cut_off = watching.join().unwrap_or(None);
+            cut_off.map_or_else(|| outcome.map_err(told), Err)
+        })
     }
 
-    fn boot(&self) -> Result<Sample, Failure> {
-        let start = monotonic_ns();
+    fn follow(&self, mut vmm: Vmm, start: u64) -> Result<Sample, Failure> {
         let since = || monotonic_ns().saturating_sub(start);
-        let mut vmm = Vmm::start(self.config.clone())?;
         let marks = marks_until_ready(&vmm)?;
         let ready_ns = since();
-        let start = ProcessStart {
+        let request = ProcessStart {
             task: Task::Program,
             container: Some(container(&self.process)),
             process: process(&self.process),
             output: true,
             ..ProcessStart::default()
         };
-        let told = |NotRun { failure, .. }| failure;
-        let mut running = Agent::connect(&self.vsock)?.start(start).map_err(told)?;
+        let mut running = Agent::connect(&self.vsock)?.start(request).map_err(|NotRun { failure, .. }| failure)?;
         let started_ns = since();
+        // Read at the same time: a program that waits to write errors would not end.
+        let errors = running.stderr.take().map(|mut from| thread::spawn(move || io::copy(&mut from, &mut io::sink())));
         let mut first_byte_ns = None;
         let mut buffer = [0; 65536];
-        let output = running.stdout.take();
-        for mut stream in output.into_iter().chain(running.stderr.take()) {
-            while stream.read(&mut buffer).map_err(|error| lost(&error))? > 0 {
+        if let Some(mut output) = running.stdout.take() {
+            while output.read(&mut buffer).map_err(|error| lost(&error))? > 0 {
                 first_byte_ns.get_or_insert_with(since);
             }
         }
@@ -90,6 +103,8 @@ impl Guest {
         let exit_ns = since();
         // One that has gone already needs no stopping.
         let _ = Request::Stop.send(&vmm.control).and_then(|()| vmm.wait());
+        // What it says of errors is nobody's here.
+        let _ = errors.map(JoinHandle::join);
         match ended.status() {
             0 => Ok(Sample {
                 ready_ns: Some(ready_ns),
@@ -104,10 +119,29 @@ impl Guest {
     }
 }
 
+/// Cuts the VM off when the time is over or the user wants no more; says which.
+fn watch(stopwatch: &mut Stopwatch, control: &UnixStream, over: &Receiver<()>) -> Option<Failed> {
+    let begun = Instant::now();
+    while over.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+        let reason = match (stopwatch.is_interrupted(), begun.elapsed() > PATIENCE) {
+            (true, _) => Failed::Interrupted,
+            (false, true) => Failed::Because(format!("it did not end within {} s", PATIENCE.as_secs())),
+            (false, false) => continue,
+        };
+        // One that has gone already needs no stopping.
+        let _ = Request::Stop.send(control);
+        return Some(reason);
+    }
+    None
+}
+
+fn told(failure: Failure) -> Failed {
+    Failed::Because(format!("{}: {}", failure.what, failure.why))
+}
+
 /// Stages up to where the agent takes requests.
 fn marks_until_ready(vmm: &Vmm) -> Result<Vec<Mark>, Failure> {
     let control = vmm.control.try_clone().map_err(|error| lost(&error))?;
-    control.set_read_timeout(Some(Duration::from_secs(PATIENCE.as_secs()))).map_err(|error| lost(&error))?;
     let mut marks = Vec::new();
     for line in BufReader::new(control).lines() {
         let line = line.map_err(|error| lost(&error))?;

@@ -142,7 +142,7 @@ pub struct Backend {
 
 enum Run {
     Program { root: Option<Root>, until: Until },
-    Guest(guest::Guest),
+    Guest(Box<guest::Guest>),
 }
 
 /// What one run gave. Times are in nanoseconds.
@@ -215,7 +215,7 @@ impl Backend {
     /// It failed, or the user wants no more.
     pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
         let (root, until) = match &self.run {
-            Run::Guest(guest) => return guest.sample(),
+            Run::Guest(guest) => return guest.sample(stopwatch),
             Run::Program { root, until } => (root, *until),
         };
         root.as_ref().map_or(Ok(()), Root::renew)?;

@@ -88,10 +88,10 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
 
 /// Nanoseconds as milliseconds, with three digits or more.
 fn milliseconds(ns: u64) -> String {
-    match ns {
-        ..10_000_000 => format!("{}.{:02}", ns / 1_000_000, ns / 10_000 % 100),
-        ..100_000_000 => format!("{}.{}", ns / 1_000_000, ns / 100_000 % 10),
-        _ => (ns / 1_000_000).to_string(),
+    match ns / 1_000_000 {
+        whole @ ..10 => format!("{whole}.{:02}", ns / 10_000 % 100),
+        whole @ 10..100 => format!("{whole}.{}", ns / 100_000 % 10),
+        whole => whole.to_string(),
     }
 }
 
