@@ -16,6 +16,7 @@ pub struct ProcessSpec {
     /// The program and its arguments; never empty.
     pub arguments: Vec<String>,
     /// So many of them, from the first on, are the entry point; the rest is the command.
+    #[serde(default)]
     pub entrypoint: usize,
     /// `NAME=value`, each name once.
     pub environment: Vec<String>,
