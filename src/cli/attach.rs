@@ -37,5 +37,5 @@ pub fn run(args: &AttachArgs) -> anyhow::Result<ExitCode> {
     let signals = Signals::take().context("cannot catch signals")?;
     connection.ask(Request::Attach { input, output: true, size: None }, &what)?;
     let wiring = Wiring { input, stdout: true, stderr: true, terminal: config.terminal, signals: args.sig_proxy };
-    session::finish(session::run(&container, &connection, wiring, Some(signals), &what)?)
+    session::finish(session::run(&container, &connection, wiring, Some(signals), || (), &what)?)
 }

@@ -59,10 +59,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let terminal = args.container.tty && foreground;
     session::check_terminal(terminal, input, &what)?;
     let container = args.container.create(&what)?;
-    let ports = args.container.unspoken_ports();
-    if !ports.is_empty() {
-        eprintln!("coracle: published for this host only: {}; `-p 0.0.0.0:…` is for others too", ports.join(", "));
-    }
+    let tell_ports = || {
+        let ports = args.container.unspoken_ports();
+        if !ports.is_empty() {
+            eprintln!("coracle: published for this host only: {}; `-p 0.0.0.0:…` is for others too", ports.join(", "));
+        }
+    };
     let signals = foreground.then(Signals::take).transpose().context("cannot catch signals")?;
     let size = session::size().filter(|_| terminal);
     let connection = Connection::start(&container, &Request::Attach { input, output: foreground, size })?;
@@ -70,10 +72,11 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         if let Some(status) = session::started(&connection, &what)? {
             return Ok(status);
         }
+        tell_ports();
         writeln!(io::stdout(), "{}", container.config.id)?;
         return Ok(ExitCode::SUCCESS);
     }
     let (stdout, stderr) = (connects(Attached::Stdout), connects(Attached::Stderr));
     let wiring = Wiring { input, stdout, stderr, terminal, signals: args.sig_proxy };
-    session::finish(session::run(&container, &connection, wiring, signals, &what)?)
+    session::finish(session::run(&container, &connection, wiring, signals, tell_ports, &what)?)
 }

@@ -69,7 +69,7 @@ impl Signals {
     }
 }
 
-/// Looks after a session to its end.
+/// Looks after a session to its end; `begin` is called once the program runs.
 ///
 /// # Errors
 /// The monitor has gone, or our own output fails.
@@ -78,13 +78,14 @@ pub fn run(
     connection: &Connection,
     wiring: Wiring,
     signals: Option<Signals>,
+    begin: impl FnOnce(),
     what: &str,
 ) -> anyhow::Result<Ending> {
     if let Some(Signals(signals)) = signals {
         let (container, connection) = (container.clone(), connection.try_clone()?);
         thread::spawn(move || forward_signals(&signals, &container, &connection, wiring));
     }
-    let (mut raw, mut started) = (None, false);
+    let (mut raw, mut begin) = (None, Some(begin));
     loop {
         let frame = connection.next_frame().map_err(|error| gone(what, error))?;
         match frame {
@@ -101,8 +102,8 @@ pub fn run(
             }
             Some(Frame::Output(Stream::Stderr, bytes)) => _ = write(io::stderr(), &bytes)?,
             // It may be said twice to who comes as it starts.
-            Some(Frame::Reply(Reply::Started)) if !started => {
-                started = true;
+            Some(Frame::Reply(Reply::Started)) if begin.is_some() => {
+                begin.take().into_iter().for_each(|begin| begin());
                 if wiring.terminal {
                     raw = RawTerminal::enter()?;
                     // The program may have been started for somebody else.

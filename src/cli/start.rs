@@ -72,5 +72,5 @@ fn attached(args: &StartArgs, name: &str) -> anyhow::Result<ExitCode> {
         false => Connection::start(&container, &request)?,
     };
     let wiring = Wiring { input, stdout: true, stderr: true, terminal: config.terminal, signals: true };
-    session::finish(session::run(&container, &connection, wiring, Some(signals), &what)?)
+    session::finish(session::run(&container, &connection, wiring, Some(signals), || (), &what)?)
 }
