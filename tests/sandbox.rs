@@ -184,16 +184,17 @@ fn a_joining_process_is_as_the_first_and_ends_as_it_likes() {
         (process(&["/dev"]), 126, "permission denied"),
         (Process { user: b"somebody".to_vec(), ..process(&["true"]) }, 125, "user `somebody`"),
         (Process { groups: vec![b"crew".to_vec()], ..process(&["true"]) }, 125, "group `crew`"),
+        (Process { directory: b"/tmp/x".to_vec(), ..process(&["true"]) }, 127, "directory `/tmp/x`"),
     ] {
         let refused = vm.start(None, process).unwrap_err();
         assert_eq!(refused.status, status, "{}", refused.failure);
         assert!(refused.failure.why.contains(why), "{}", refused.failure);
     }
     let user =
-        Process { user: b"1000:77".to_vec(), groups: vec![b"5".to_vec()], directory: b"/tmp/x".to_vec(), ..sh("") };
+        Process { user: b"1000:77".to_vec(), groups: vec![b"5".to_vec()], directory: b"/tmp".to_vec(), ..sh("") };
     let script = "id -u; id -g; id -G; pwd; grep CapEff /proc/self/status; echo opened > /dev/stdout";
     let (status, stdout, stderr) = vm.exec(Process { arguments: sh(script).arguments, ..user });
-    assert_eq!(stdout, "1000\n77\n77 5\n/tmp/x\nCapEff:\t0000000000000000\nopened\n", "{stderr}");
+    assert_eq!(stdout, "1000\n77\n77 5\n/tmp\nCapEff:\t0000000000000000\nopened\n", "{stderr}");
     assert_eq!(status, 0);
     // Limits and privileges are those that were asked for.
     let limits = vec![ResourceLimit { resource: 7, soft: 100, hard: 200 }];
