@@ -216,6 +216,15 @@ impl Queue {
         Ok(Some(Chain::copy(&self.memory, descriptors.head_index(), descriptors, self.size)?))
     }
 
+    /// How many chains the driver has made available that have not been taken.
+    ///
+    /// # Errors
+    /// The available ring cannot be read.
+    pub fn waiting(&self) -> Result<u16, QueueError> {
+        let available = self.ring.avail_idx(self.memory.as_ref(), Ordering::Acquire)?.0;
+        Ok(available.wrapping_sub(self.ring.next_avail()))
+    }
+
     /// Puts the chain that was popped last back: the next [`Queue::pop`] gives it again.
     pub fn undo_pop(&mut self) {
         self.ring.go_to_previous_position();

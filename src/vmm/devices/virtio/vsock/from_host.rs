@@ -64,7 +64,7 @@ impl Vsock {
         }
     }
 
-    fn watch_listener(&mut self, events: EventSet) {
+    pub(super) fn watch_listener(&mut self, events: EventSet) {
         let listener = std::os::fd::AsRawFd::as_raw_fd(&self.endpoint);
         // It fails only for a descriptor that is not in the set, and the listener is from start to end.
         let _ = self.epoll.ctl(ControlOperation::Modify, listener, EpollEvent::new(events, LISTENER));
@@ -170,7 +170,7 @@ impl Vsock {
         let ids = self.streams.ids();
         let waiting =
             ids.into_iter().any(|id| self.streams.get_mut(id).is_some_and(|stream| stream.deadline.is_some()));
-        if !waiting && self.timer.clear().is_ok() {
+        if !waiting && self.telling.is_none() && self.timer.clear().is_ok() {
             self.ticking = false;
         }
     }

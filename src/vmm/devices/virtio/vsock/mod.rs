@@ -167,6 +167,9 @@ pub struct Vsock {
     ticking: bool,
     /// Whether new clients are left waiting, until the next tick, for want of descriptors.
     accept_paused: bool,
+    /// The driver has yet to act on a transport reset; so many event buffers were left when it was told. New clients
+    /// wait until then: Linux would end their connections too, without a word.
+    telling: Option<u16>,
     streams: Table,
     resets: VecDeque<Header>,
     next_host_port: u32,
@@ -195,6 +198,7 @@ impl Vsock {
             timer,
             ticking: false,
             accept_paused: false,
+            telling: None,
             streams: Table::default(),
             resets: VecDeque::new(),
             next_host_port: FIRST_HOST_PORT,
@@ -217,9 +221,24 @@ impl Vsock {
         let mut writer = chain.writer();
         writer.write_obj(EVENT_TRANSPORT_RESET.to_le())?;
         let written = used_length(writer.written());
+        let left = queue.waiting()?;
         queue.push(chain.head(), written)?;
         queue.notify_driver()?;
+        self.telling = Some(left);
+        self.watch_listener(EventSet::empty());
+        self.start_ticking();
         Ok(true)
+    }
+
+    /// Lets clients in again once the driver has given back an event buffer, which it does after it has acted.
+    fn look_whether_told(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        if let Some(left) = self.telling
+            && session.queue(EVENT)?.waiting()? > left
+        {
+            self.telling = None;
+            self.watch_listener(EventSet::IN);
+        }
+        Ok(())
     }
 
     fn drop_streams(&mut self) {
@@ -311,12 +330,15 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self, _session: &mut Session) {
         self.drop_streams();
+        if self.telling.take().is_some() {
+            self.watch_listener(EventSet::IN);
+        }
     }
 
     fn state(&self) -> DeviceState {
         DeviceState::Vsock {
             cid: self.cid,
-            connected: self.streams.len() > 0 || !self.resets.is_empty(),
+            connected: self.streams.len() > 0 || !self.resets.is_empty() || self.telling.is_some(),
             next_host_port: self.next_host_port,
         }
     }
@@ -340,6 +362,7 @@ impl VirtioDevice for Vsock {
         if queue == TX {
             self.serve_tx(session)?;
         }
+        self.look_whether_told(session)?;
         self.serve_rx(session)
     }
 
@@ -349,6 +372,7 @@ impl VirtioDevice for Vsock {
 
     fn source_event(&mut self, _id: u16, _events: EventSet, session: &mut Session) -> Result<(), DeviceError> {
         self.serve_host()?;
+        self.look_whether_told(session)?;
         self.serve_rx(session)
     }
 

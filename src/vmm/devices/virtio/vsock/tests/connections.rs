@@ -204,6 +204,15 @@ fn a_transport_reset_is_told_and_ends_all() {
     assert!(guest.device.transport_reset(&mut guest.session).unwrap());
     assert_eq!(guest.event.used(), Some((head.into(), 4)));
     assert_eq!(guest.event.read(0x2_0000, 4), [0; 4]);
+    // A driver that acts on it only now would end a new connection too: that waits for the buffer to come back.
+    let mut early = guest.client();
+    early.write_all(b"CONNECT 5\n").unwrap();
+    guest.let_time_pass();
+    guest.expect_silence();
+    assert!(matches!(guest.device.state(), DeviceState::Vsock { connected: true, .. }));
+    guest.event.add(&[(0x2_0000, 4, true)]);
+    guest.let_time_pass();
+    assert_eq!(guest.receive().0.op, Op::Request.number());
 }
 
 #[test]
@@ -220,6 +229,8 @@ fn a_restored_guest_is_told_only_of_what_it_knew() {
         let head = clone.event.add(&[(0x2_0000, 4, true)]);
         clone.device.restore(&state, Some(&mut clone.session)).unwrap();
         assert_eq!(clone.event.used(), told.then_some((head.into(), 4)), "{state:?}");
+        clone.event.add(&[(0x2_0000, 4, true)]);
+        clone.let_time_pass();
         clone.connect_from_host(5);
     }
     assert!(guest.device.restore(&DeviceState::Plain, None).is_err());
