@@ -75,35 +75,35 @@ fn initramfs(kernel: &Path, folder: &Path) -> PathBuf {
     archive
 }
 
+/// Boots Debian's kernel with 2 vCPUs, with an initramfs that is made in `folder`, and more words.
+fn boot(folder: &Path, more: &[&str]) -> Guest {
+    let kernel = debian_kernel();
+    let initrd = initramfs(&kernel, folder);
+    let vmlinuz = kernel.join("vmlinuz");
+    let words = [vmlinuz.to_str().unwrap(), "--initrd", initrd.to_str().unwrap(), "--memory", "512M", "--cpus", "2"];
+    // Without the devices on the command line, there is but one way to find them.
+    let line = ["--no-default-cmdline", "--cmdline", "console=ttyS0 reboot=k panic=-1 mitigations=off"];
+    Guest::start([&words[..], &line, more].concat())
+}
+
 #[test]
 #[ignore = "needs hardware virtualization: a PVM host cannot run a stock kernel"]
 fn a_stock_debian_kernel_finds_every_device_through_acpi() {
     let folder = tempfile::tempdir().unwrap();
-    let kernel = debian_kernel();
-    let initrd = initramfs(&kernel, folder.path());
     let (disk, pmem) = (folder.path().join("disk"), folder.path().join("pmem"));
     fs::write(&disk, vec![0; 1 << 20]).unwrap();
     fs::write(&pmem, vec![b'p'; 2 << 20]).unwrap();
-    let words = [
-        kernel.join("vmlinuz").display().to_string(),
-        "--initrd".into(),
-        initrd.display().to_string(),
-        "--disk".into(),
-        format!("{},serial=STOCK", disk.display()),
-        "--vsock".into(),
-        folder.path().join("vsock").display().to_string(),
-        "--pmem".into(),
-        pmem.display().to_string(),
-        "--memory".into(),
-        "512M".into(),
-        "--cpus".into(),
-        "2".into(),
-        // Without them on the command line, there is but one way to find the devices.
-        "--no-default-cmdline".into(),
-        "--cmdline".into(),
-        "console=ttyS0 reboot=k panic=-1 mitigations=off".into(),
-    ];
-    let mut guest = Guest::start(&words);
+    let mut guest = boot(
+        folder.path(),
+        &[
+            "--disk",
+            &format!("{},serial=STOCK", disk.display()),
+            "--vsock",
+            folder.path().join("vsock").to_str().unwrap(),
+            "--pmem",
+            pmem.to_str().unwrap(),
+        ],
+    );
     guest.log_in();
     assert_eq!(guest.sh("nproc").trim(), "2");
     assert!(guest.sh("ls /sys/bus/platform/devices").contains("LNRO0005:00"));
@@ -124,24 +124,8 @@ fn a_stock_debian_kernel_finds_every_device_through_acpi() {
 #[ignore = "needs hardware virtualization: a PVM host cannot run a stock kernel"]
 fn a_restored_stock_kernel_learns_that_it_is_a_clone() {
     let folder = tempfile::tempdir().unwrap();
-    let kernel = debian_kernel();
-    let initrd = initramfs(&kernel, folder.path());
     let word = |name: &str| folder.path().join(name).display().to_string();
-    let cmdline = "console=ttyS0 reboot=k panic=-1 mitigations=off";
-    let mut guest = Guest::start([
-        kernel.join("vmlinuz").display().to_string(),
-        "--initrd".into(),
-        initrd.display().to_string(),
-        "--control".into(),
-        word("control"),
-        "--memory".into(),
-        "512M".into(),
-        "--cpus".into(),
-        "2".into(),
-        "--no-default-cmdline".into(),
-        "--cmdline".into(),
-        cmdline.into(),
-    ]);
+    let mut guest = boot(folder.path(), &["--control", &word("control")]);
     guest.log_in();
     let reseeded = "dmesg | grep -c 'reseeded due to virtual machine fork' || true";
     assert_eq!(guest.sh(reseeded).trim(), "0");

@@ -24,7 +24,7 @@ pub struct InspectArgs {
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
     /// `json`, or a text with fields in it: '{{.Id}} {{json .Config.Env}}'; a line for each
-    #[arg(short, long, value_name = "TEMPLATE", value_parser = template)]
+    #[arg(short, long, value_name = "TEMPLATE", value_parser = Template::of_object)]
     format: Option<Template>,
     /// Only those of this kind
     #[arg(long = "type", value_name = "KIND", value_enum)]
@@ -210,8 +210,4 @@ fn describe_image(store: &Store, found: &Found) -> Result<Value, Problem> {
         "ManifestDigest": image.manifest_digest,
         "History": field("history"),
     }))
-}
-
-fn template(text: &str) -> Result<Template, String> {
-    Template::parse(if text == "json" { "{{json .}}" } else { text })
 }

@@ -2,7 +2,7 @@
 //! `coracle network`: networks of containers, with Docker's flags, columns and fields.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 
 use super::template::Template;
-use super::units;
+use super::{system, units};
 
 /// Create, list and remove networks of containers.
 #[derive(Debug, Args)]
@@ -97,7 +97,7 @@ struct InspectArgs {
     #[arg(required = true, value_name = "NETWORK")]
     networks: Vec<String>,
     /// `json`, or a text with fields in it: '{{.Id}} {{json .IPAM.Config}}'; a line for each network
-    #[arg(short, long, value_name = "TEMPLATE", value_parser = template)]
+    #[arg(short, long, value_name = "TEMPLATE", value_parser = Template::of_object)]
     format: Option<Template>,
 }
 
@@ -357,7 +357,8 @@ fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<()> {
 }
 
 fn prune(store: &Store, args: &PruneArgs) -> anyhow::Result<()> {
-    if !args.force && !confirmed()? {
+    let (what, all) = ("cannot remove unused networks", " all networks that no container is attached to.");
+    if !args.force && !system::asked(what, "coracle network prune --force", all)? {
         return Ok(());
     }
     let removed = network::prune(store, |network| args.filter.iter().all(|filter| filter.fits(network)))?;
@@ -369,24 +370,6 @@ fn prune(store: &Store, args: &PruneArgs) -> anyhow::Result<()> {
     removed.iter().try_for_each(|removed| writeln!(out, "{}", removed.name))?;
     writeln!(out)?;
     Ok(())
-}
-
-fn confirmed() -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
-        let what = "cannot remove unused networks";
-        return Err(Failure::new(what, "there is no terminal to ask on", "`coracle network prune --force`").into());
-    }
-    eprint!(
-        "WARNING! This will remove all networks that no container is attached to.\n\
-         Are you sure you want to continue? [y/N] "
-    );
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).context("cannot read the terminal")?;
-    Ok(matches!(line.trim(), "y" | "Y" | "yes"))
-}
-
-fn template(text: &str) -> Result<Template, String> {
-    Template::parse(if text == "json" { "{{json .}}" } else { text })
 }
 
 #[cfg(test)]

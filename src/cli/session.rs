@@ -103,7 +103,9 @@ pub fn run(
             Some(Frame::Output(Stream::Stderr, bytes)) => _ = write(io::stderr(), &bytes)?,
             // It may be said twice to who comes as it starts.
             Some(Frame::Reply(Reply::Started)) if begin.is_some() => {
-                begin.take().into_iter().for_each(|begin| begin());
+                if let Some(begin) = begin.take() {
+                    begin();
+                }
                 if wiring.terminal {
                     raw = RawTerminal::enter()?;
                     // The program may have been started for somebody else.

@@ -115,11 +115,19 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
 /// # Errors
 /// There is no terminal to ask on; `unasked` is the command that does not ask.
 pub fn confirmed(what: &str, unasked: &str, all: &[&str]) -> anyhow::Result<bool> {
+    let all: String = all.iter().map(|one| format!("  - {one}\n")).collect();
+    asked(what, unasked, &format!(":\n{all}"))
+}
+
+/// As [`confirmed`]; `all` ends the sentence that the warning begins.
+///
+/// # Errors
+/// As there.
+pub fn asked(what: &str, unasked: &str, all: &str) -> anyhow::Result<bool> {
     if !io::stdin().is_terminal() {
         return Err(Failure::new(what, "there is no terminal to ask on", format!("`{unasked}`")).into());
     }
-    let all: String = all.iter().map(|one| format!("  - {one}\n")).collect();
-    eprint!("WARNING! This will remove:\n{all}\nAre you sure you want to continue? [y/N] ");
+    eprint!("WARNING! This will remove{all}\nAre you sure you want to continue? [y/N] ");
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line).context("cannot read the terminal")?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))

@@ -25,8 +25,7 @@ impl Lines {
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "table" => Ok(Self::Table),
-            "json" => Template::parse("{{json .}}").map(Self::Template),
-            text => Template::parse(text).map(Self::Template),
+            text => Template::of_object(text).map(Self::Template),
         }
     }
 }
@@ -76,6 +75,14 @@ enum Function {
 }
 
 impl Template {
+    /// For clap: `json` for the whole object, or a template.
+    ///
+    /// # Errors
+    /// What is not known of it.
+    pub fn of_object(text: &str) -> Result<Self, String> {
+        Self::parse(if text == "json" { "{{json .}}" } else { text })
+    }
+
     /// Reads a template. `\t` and `\n` stand for themselves, as with Docker.
     ///
     /// # Errors

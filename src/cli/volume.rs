@@ -68,7 +68,7 @@ struct InspectArgs {
     #[arg(required = true, value_name = "VOLUME")]
     volumes: Vec<String>,
     /// `json`, or a text with fields in it: '{{.Mountpoint}}'; a line for each volume
-    #[arg(short, long, value_name = "TEMPLATE", value_parser = template)]
+    #[arg(short, long, value_name = "TEMPLATE", value_parser = Template::of_object)]
     format: Option<Template>,
 }
 
@@ -276,10 +276,6 @@ fn prune(containers: &Containers, volumes: &Volumes, args: &PruneArgs) -> anyhow
     }
     writeln!(out, "Total reclaimed space: {}", units::size(bytes))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn template(text: &str) -> Result<Template, String> {
-    Template::parse(if text == "json" { "{{json .}}" } else { text })
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ use crate::vmm::snapshot::{Launch, MEMORY_FILE, RestoreConfig, STATE_FILE};
 use crate::vmm::stages::Stage;
 
 /// How long a guest may take to start. Emulated ones need ten seconds.
-const START: Duration = Duration::from_secs(120);
+pub(super) const START: Duration = Duration::from_secs(120);
 /// The guest's address on its vsock.
 const GUEST_CID: u64 = 3;
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::agent::Agent;
-use super::microvm::{Devices, Shape, ending, machine};
+use super::microvm::{Devices, START, Shape, ending, machine};
 use crate::cache;
 use crate::failure::Failure;
 use crate::file_lock;
@@ -30,8 +30,6 @@ use crate::vmm::snapshot::format::VERSION;
 use crate::vmm::snapshot::{self, NEW_PREFIX, NewSnapshot, STATE_FILE};
 use crate::vmm::stages::Stage;
 
-/// How long a guest may take to be ready, as for any other.
-const START: Duration = Duration::from_secs(120);
 /// How often, and how many times, it is asked whether its connections are gone.
 const SETTLE: (Duration, u32) = (Duration::from_millis(20), 100);
 /// Bytes of a placeholder for a disk: more than any disk has, so that a guest which has not yet heard of its disk's size
@@ -162,8 +160,12 @@ fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
         devices.written.is_some(),
         nets.collect::<Result<Vec<_>, _>>()?,
     ]);
-    let digest = Sha256::digest(all.to_string());
-    Ok(digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash(all.to_string().as_bytes(), 8))
+}
+
+/// The first `bytes` bytes of the SHA-256 of `text`, in hexadecimal.
+fn hash(text: &[u8], bytes: usize) -> String {
+    Sha256::digest(text).iter().take(bytes).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Removes what is left of one that was being made when its maker was killed: nobody else makes one now.
@@ -178,8 +180,7 @@ fn remove_remains(all: &Path) {
 
 /// A TAP for the making of templates in this cache directory: if one is left of a maker that was killed, it is used.
 fn tap_name(number: usize) -> String {
-    let digest = Sha256::digest(directory().as_os_str().as_encoded_bytes());
-    let place: String = digest.iter().take(3).map(|byte| format!("{byte:02x}")).collect();
+    let place = hash(directory().as_os_str().as_encoded_bytes(), 3);
     format!("cort{place}-{number}")
 }
 

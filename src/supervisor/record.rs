@@ -95,7 +95,7 @@ pub struct NetworkUse {
 }
 
 /// What the processes of a container find around them, and what they may.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Surroundings {
     /// The root cannot be written.
     pub read_only: bool,

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use coracle_protocol::{Container, Process, Task, Text};
+use coracle_protocol::{Container, Task, Text};
 use serde_json::json;
 
 use super::super::measure::Stopwatch;
@@ -16,6 +16,7 @@ use super::{Backend, Failed, Kind, PATIENCE, Run, Sample, Workload, Workspace};
 use crate::cache;
 use crate::failure::Failure;
 use crate::sandbox::{Agent, NotRun, ProcessSpec, ProcessStart, capabilities};
+use crate::supervisor::{Surroundings, describe};
 use crate::vmm::clock::monotonic_ns;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
@@ -84,7 +85,11 @@ impl Guest {
         let request = ProcessStart {
             task: Task::Program,
             container: Some(container(&self.process)),
-            process: process(&self.process),
+            process: describe::process(
+                &self.process,
+                &Surroundings { capabilities: capabilities::DEFAULT, ..Surroundings::default() },
+                None,
+            ),
             output: true,
             ..ProcessStart::default()
         };
@@ -171,17 +176,5 @@ fn container(spec: &ProcessSpec) -> Container {
         hostname: Text::new(&spec.hostname),
         shm_size: SHM,
         ..Container::default()
-    }
-}
-
-fn process(spec: &ProcessSpec) -> Process {
-    let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
-    Process {
-        arguments: bytes(&spec.arguments),
-        environment: bytes(&spec.environment),
-        directory: spec.directory.clone().into_bytes(),
-        user: spec.user.clone().into_bytes(),
-        capabilities: capabilities::DEFAULT,
-        ..Process::default()
     }
 }
