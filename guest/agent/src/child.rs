@@ -21,7 +21,7 @@ pub struct Its<'a> {
     /// PID 1 of the container to enter; `None` for one that this child is to make.
     pub running: Option<OwnedFd>,
     /// Its standard streams; `None` for a terminal.
-    pub pipes: Option<[OwnedFd; 3]>,
+    pub ends: Option<[OwnedFd; 3]>,
     /// Where to say what becomes of it.
     pub news: &'a OwnedFd,
 }
@@ -44,8 +44,8 @@ fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
         (None, None) => {}
     }
     rustix::process::setsid().map_err(failed("cannot start a session"))?;
-    let ends = match its.pipes {
-        Some(pipes) => Vec::from(pipes),
+    let ends = match its.ends {
+        Some(ends) => Vec::from(ends),
         None => Vec::from([open_terminal(start, its.news).map_err(failed("cannot open a terminal"))?]),
     };
     take_streams(&ends).map_err(failed("cannot set up its streams"))?;

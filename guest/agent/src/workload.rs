@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Display;
 
-use coracle_protocol::{Container, ErrorCode, Start, Streams};
+use coracle_protocol::{Container, ErrorCode, Start, Streams, Task};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec};
@@ -66,12 +66,16 @@ pub fn prepare(container: &Container) -> core::result::Result<Option<Cgroup>, Re
 /// [`Refusal`].
 pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, Refusal> {
     let sockets = Sockets::connect(&start.streams)?;
-    let (pipes, its_pipes) = match start.process.terminal {
-        None => {
+    let (sockets, pipes, its_ends) = match (&start.task, start.process.terminal) {
+        (Task::Program, Some(_)) => (Some(sockets), None, None),
+        (Task::Program, None) => {
             let (ours, its) = pipes().map_err(failed("cannot make pipes"))?;
-            (Some(ours), Some(its))
+            (Some(sockets), Some(ours), Some(its))
         }
-        Some(_) => (None, None),
+        // A task of ours opens no /dev/stdout: without pipes each byte is copied half as often.
+        (Task::Pack(_) | Task::Unpack(_), _) => {
+            (None, None, Some(sockets.hand_over().map_err(failed("cannot hand over streams"))?))
+        }
     };
     let (ours, its_news) = news::pair().map_err(failed("cannot make a pair of sockets"))?;
     let (running, cgroup) = match place {
@@ -91,12 +95,12 @@ pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, 
     };
     match fork.map_err(failed("cannot start a process"))? {
         Fork::Child => {
-            let refusal = child::run(start, Its { running, pipes: its_pipes, news: &its_news });
+            let refusal = child::run(start, Its { running, ends: its_ends, news: &its_news });
             news::refuse(&its_news, refusal);
             sys::exit(127)
         }
         Fork::Parent(pid) => {
-            drop((its_pipes, its_news));
+            drop((its_ends, its_news));
             let terminal = match news::read(&ours) {
                 News::Runs(terminal) => terminal,
                 News::Refused(refusal) => return Err(refusal),
@@ -105,7 +109,8 @@ pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, 
                     return Err((ErrorCode::FAILED, "the process does not come to its program".into()));
                 }
             };
-            let streams = sockets.join(pid, pipes, terminal.as_ref()).map_err(failed("cannot connect the terminal"));
+            let join = |sockets: Sockets| sockets.join(pid, pipes, terminal.as_ref());
+            let streams = sockets.map_or(Ok(Vec::new()), join).map_err(failed("cannot connect the terminal"));
             if streams.is_err() {
                 sys::kill(pid, 9);
             }
@@ -174,6 +179,16 @@ impl Sockets {
             },
             stderr: ports.stderr.map(|port| connect(port, "cannot connect stderr")).transpose()?,
         })
+    }
+
+    /// The sockets themselves as a process's streams.
+    fn hand_over(self) -> Result<[OwnedFd; 3]> {
+        let stdin =
+            self.stdin.map_or_else(|| open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()), Ok)?;
+        let stderr = self.stderr.map_or_else(|| fcntl_dupfd_cloexec(&self.stdout, 3), Ok)?;
+        let ends = [stdin, self.stdout, stderr];
+        ends.iter().try_for_each(|end| fcntl_setfl(end, OFlags::empty()))?;
+        Ok(ends)
     }
 
     /// What moves bytes between these and the process's pipes or terminal.

@@ -2,27 +2,30 @@
 //! Writes a file, or a directory with all that is in it, as an archive.
 
 use alloc::string::String;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
 use coracle_protocol::Pack;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, major, minor, openat, readlinkat_raw, sendfile, statat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, major, minor, openat, readlinkat_raw, statat};
 use rustix::io::{Errno, Result};
 use rustix::path::Arg;
 
 use super::format::{BLOCK, Kind, Member, encode, padding};
 use super::{failed, write_all};
-use crate::files::{PATH_MAX, PIECE, attributes, names};
+use crate::files::{PATH_MAX, attributes, names};
+
+/// Bytes of data that are written at once: those of the longest packet of vsock. What `sendfile` would copy less it would
+/// pay for with a packet for each page.
+const CHUNK: usize = 64 << 10;
 
 /// Writes it.
 ///
 /// # Errors
 /// What could not be read, or that nobody reads the archive any more.
 pub fn pack(pack: &Pack, output: BorrowedFd<'_>) -> core::result::Result<(), String> {
-    let mut packer = Packer { output, links: Vec::new(), path: pack.name.clone() };
+    let mut packer = Packer { output, links: Vec::new(), path: pack.name.clone(), buffer: Vec::new() };
     let last = |at: &Packer<'_>, error| if error == Errno::PIPE { String::new() } else { failed(&at.path, error) };
     let outcome = packer.entry(CWD, pack.path.as_slice(), pack.follow);
     outcome.map_err(|error| match error {
@@ -39,6 +42,8 @@ struct Packer<'a> {
     links: Vec<(u64, u64, Vec<u8>)>,
     /// Where in the archive we are; left as it is where something fails.
     path: Vec<u8>,
+    /// For data, as long as the longest piece so far.
+    buffer: Vec<u8>,
 }
 
 impl Packer<'_> {
@@ -122,23 +127,29 @@ impl Packer<'_> {
     }
 
     /// As many bytes as were promised, whatever has become of the file.
-    fn data(&self, file: &OwnedFd, size: u64) -> Result<()> {
+    fn data(&mut self, file: &OwnedFd, size: u64) -> Result<()> {
         let mut left = size;
+        let mut ended = false;
         while left > 0 {
-            let count = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-            match sendfile(self.output, file, None, count) {
-                Ok(0) => break,
-                Ok(count) => left = left.saturating_sub(count as u64),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
+            let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            if self.buffer.len() < count {
+                self.buffer.resize(count, 0);
             }
-        }
-        let zeroes = vec![0; BLOCK * 16];
-        while left > 0 {
-            let count = usize::try_from(left).unwrap_or(zeroes.len()).min(zeroes.len());
-            write_all(self.output, zeroes.get(..count).unwrap_or_default())?;
+            let piece = self.buffer.get_mut(..count).unwrap_or_default();
+            let read = if ended { Ok(0) } else { rustix::io::read(file, &mut *piece) };
+            let count = match read {
+                Ok(0) => {
+                    ended = true;
+                    piece.fill(0);
+                    count
+                }
+                Ok(count) => count,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error),
+            };
+            write_all(self.output, piece.get(..count).unwrap_or_default())?;
             left = left.saturating_sub(count as u64);
         }
-        write_all(self.output, zeroes.get(..padding(size)).unwrap_or_default())
+        write_all(self.output, [0; BLOCK].get(..padding(size)).unwrap_or_default())
     }
 }

@@ -23,10 +23,13 @@ fn tree(root: &Path) {
     fs::hard_link(&long, root.join("a/b/same")).unwrap();
     symlink("t".repeat(150), root.join("a/link")).unwrap();
     fs::write(root.join("empty"), "").unwrap();
+    // Of several pieces, and no whole number of pages: more than is written past the page cache.
+    let large: Vec<u8> = (0..600_001u32).map(|n| u8::try_from(n % 251).unwrap()).collect();
+    fs::write(root.join("a/large"), large).unwrap();
 }
 
 fn same(one: &Path, other: &Path) {
-    for name in ["", "a", "a/b", "a/b/same", "a/link", "empty", &["a/", &"n".repeat(200)].concat()] {
+    for name in ["", "a", "a/b", "a/b/same", "a/link", "a/large", "empty", &["a/", &"n".repeat(200)].concat()] {
         let (one, other) = (one.join(name), other.join(name));
         let facts = |path: &Path| {
             let status = path.symlink_metadata().unwrap();

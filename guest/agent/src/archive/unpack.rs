@@ -8,19 +8,24 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use coracle_protocol::Unpack;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fsetxattr,
-    linkat, makedev, mkdirat, mknodat, open, stat, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fcntl_setfl,
+    fsetxattr, linkat, makedev, mkdirat, mknodat, open, stat, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 
+use super::failed;
 use super::format::{BLOCK, Header, Kind, Member, Pending, padding};
-use super::{failed, write_all};
 use crate::rootfs::make_directories;
 
-/// Bytes that are read at once.
-const CHUNK: usize = 64 << 10;
+/// Bytes that are read and written at once.
+const CHUNK: usize = 256 << 10;
+/// Files from this size on are written past the page cache: it costs a guest's kernel ten thousand instructions a page to
+/// copy data there, and to write it from there later. Smaller ones are not worth a disk's answer each.
+const DIRECT: u64 = 64 << 10;
+/// What such writes begin at multiples of, in memory and in the file.
+const PAGE: usize = 4096;
 
 /// Makes what comes from `input`.
 ///
@@ -28,16 +33,16 @@ const CHUNK: usize = 64 << 10;
 /// What could not be made, or is no archive.
 pub fn unpack(unpack: &Unpack, input: BorrowedFd<'_>) -> core::result::Result<(), String> {
     let place = Place::find(unpack)?;
-    let mut unpacker = Unpacker { input, keep_owner: unpack.keep_owner, times: Vec::new() };
+    let mut unpacker = Unpacker { input, keep_owner: unpack.keep_owner, times: Vec::new(), buffer: Vec::new() };
     let mut pending = Pending::default();
     loop {
         let mut block = [0; BLOCK];
-        unpacker.read(&mut block)?;
+        read(input, &mut block)?;
         match pending.header(&block)? {
             Header::End => break,
             Header::Before(flag, length) => {
                 let mut data = vec![0; length];
-                unpacker.read(&mut data)?;
+                read(input, &mut data)?;
                 unpacker.skip(padding(length as u64) as u64)?;
                 pending.take(flag, &data)?;
             }
@@ -45,8 +50,7 @@ pub fn unpack(unpack: &Unpack, input: BorrowedFd<'_>) -> core::result::Result<()
         }
     }
     // What is still there is padding; who writes it is not to find a closed pipe.
-    let mut rest = vec![0; CHUNK];
-    while matches!(rustix::io::read(input, &mut rest[..]), Ok(1..) | Err(Errno::INTR)) {}
+    while matches!(rustix::io::read(input, &mut unpacker.piece(PAGE)[..]), Ok(1..) | Err(Errno::INTR)) {}
     // Directories last: what was made in them has changed their times.
     for (path, time) in unpacker.times.iter().rev() {
         set_time(path, *time).map_err(|error| failed(path, error))?;
@@ -106,6 +110,8 @@ struct Unpacker<'a> {
     keep_owner: bool,
     /// Directories, and when they were last changed.
     times: Vec<(Vec<u8>, u64)>,
+    /// For data, as long as the longest piece so far.
+    buffer: Vec<u8>,
 }
 
 impl Unpacker<'_> {
@@ -179,33 +185,62 @@ impl Unpacker<'_> {
         Ok(())
     }
 
-    fn copy(&self, file: &OwnedFd, size: u64) -> core::result::Result<(), String> {
-        let (mut buffer, mut left) = (vec![0; CHUNK], size);
+    fn copy(&mut self, file: &OwnedFd, size: u64) -> core::result::Result<(), String> {
+        let mut direct = size >= DIRECT && fcntl_setfl(file, OFlags::DIRECT).is_ok();
+        let (input, mut left) = (self.input, size);
         while left > 0 {
             let count = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            let piece = buffer.get_mut(..count).unwrap_or_default();
-            self.read(piece)?;
-            write_all(file.as_fd(), piece).map_err(|error| failed(b"its content", error))?;
+            let piece = self.piece(count);
+            read(input, piece)?;
+            write(file, piece, &mut direct).map_err(|error| failed(b"its content", error))?;
             left = left.saturating_sub(count as u64);
         }
         self.skip(padding(size) as u64)
     }
 
-    fn read(&self, mut buffer: &mut [u8]) -> core::result::Result<(), String> {
-        while !buffer.is_empty() {
-            match rustix::io::read(self.input, &mut *buffer) {
-                Ok(0) => return Err("the archive ends in the middle".into()),
-                Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(format!("the archive cannot be read: {error}")),
-            }
+    /// Room for so many bytes, from the beginning of a page on.
+    fn piece(&mut self, count: usize) -> &mut [u8] {
+        if self.buffer.len() < count + PAGE {
+            self.buffer = vec![0; count + PAGE];
         }
-        Ok(())
+        let start = self.buffer.as_ptr().align_offset(PAGE);
+        self.buffer.get_mut(start..start + count).unwrap_or_default()
     }
 
     fn skip(&self, count: u64) -> core::result::Result<(), String> {
-        self.read(&mut vec![0; usize::try_from(count).unwrap_or(0)])
+        read(self.input, &mut vec![0; usize::try_from(count).unwrap_or(0)])
     }
+}
+
+fn read(input: BorrowedFd<'_>, mut buffer: &mut [u8]) -> core::result::Result<(), String> {
+    while !buffer.is_empty() {
+        match rustix::io::read(input, &mut *buffer) {
+            Ok(0) => return Err("the archive ends in the middle".into()),
+            Ok(count) => buffer = buffer.get_mut(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(format!("the archive cannot be read: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Writes all of a piece that begins with a page; past the page cache as long as `direct` says so.
+fn write(file: &OwnedFd, mut bytes: &[u8], direct: &mut bool) -> Result<()> {
+    while !bytes.is_empty() {
+        let whole = bytes.len() - bytes.len() % PAGE;
+        let piece = if *direct && whole > 0 { bytes.get(..whole).unwrap_or_default() } else { bytes };
+        match rustix::io::write(file, piece) {
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            // The end of a file is not of whole pages; and not every file system that lets it be asked for can do it.
+            Err(Errno::INVAL) if *direct => {
+                *direct = false;
+                fcntl_setfl(file, OFlags::empty())?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 fn is_directory(path: &[u8]) -> bool {
