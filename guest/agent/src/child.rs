@@ -39,7 +39,7 @@ fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
     let process = &start.process;
     sys::block_signals(0);
     match (&start.container, its.running) {
-        (Some(container), _) => make(container)?,
+        (Some(container), _) => make(container, its.news)?,
         (None, Some(running)) => enter(&running).map_err(failed("cannot enter the container"))?,
         (None, None) => {}
     }
@@ -75,10 +75,10 @@ fn prepare(start: &Start, its: Its<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
 }
 
 /// Makes the container that this process is the first of.
-fn make(container: &Container) -> Result<(), Refusal> {
+fn make(container: &Container, news: &OwnedFd) -> Result<(), Refusal> {
     // Not when the process was forked: the group that is its own was then still that of the agent.
     sys::unshare_cgroup().map_err(failed("cannot make a namespace of control groups"))?;
-    rootfs::enter(container)?;
+    rootfs::enter(container, &mut || news::progress(news))?;
     rustix::system::sethostname(container.hostname.as_str().as_bytes()).map_err(failed("cannot set the host name"))?;
     if container.init {
         // SAFETY: this is the only thread of a process that was forked from one with a single thread.

@@ -19,6 +19,8 @@ use crate::{facts, mounts, renewal, sys, terminal};
 
 /// Bytes read at once between frames. Also bounds what waits to be sent: nothing is read while something does.
 const CHUNK: usize = 2048;
+/// Milliseconds after which a host that waits for something to start hears that it gets on.
+const TELL_MS: u64 = 30_000;
 /// Bytes read at once in the middle of a long frame.
 const LONG_CHUNK: usize = 64 << 10;
 
@@ -214,7 +216,17 @@ impl Connection {
     }
 
     fn start(&mut self, id: u32, start: &Start, guest: &mut Guest) {
-        match guest.start(start) {
+        let mut told = sys::uptime_ms();
+        let outcome = guest.start(start, &mut || {
+            let now = sys::uptime_ms();
+            if now.saturating_sub(told) >= TELL_MS {
+                told = now;
+                // The host waits for an answer only for so long, unless it hears something.
+                self.say(0, &Message::Ping(Ping { token: 0 }));
+                let _ = self.flush();
+            }
+        });
+        match outcome {
             Ok(workload) => {
                 self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal });
                 self.say(id, &Message::Started);

@@ -15,15 +15,19 @@ use rustix::io::{Errno, Result};
 
 use crate::files::{PATH_MAX, PIECE, attributes, names};
 
-/// Copies all that is in `from` into `to`, if there is nothing yet; both are directories.
+/// How many bytes a file counts for in what has been done, besides its own.
+const ENTRY: usize = PIECE / 16;
+
+/// Copies all that is in `from` into `to`, if there is nothing yet; both are directories. `progress` is called now and then
+/// as it gets on, which may take long.
 ///
 /// # Errors
 /// The kernel's.
-pub fn fill(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
+pub fn fill(from: &OwnedFd, to: &OwnedFd, progress: &mut dyn FnMut()) -> Result<()> {
     if !names(to.as_fd())?.is_empty() {
         return Ok(());
     }
-    let mut copy = Copy { root: to.as_fd(), links: Vec::new() };
+    let mut copy = Copy { root: to.as_fd(), links: Vec::new(), done: 0, progress };
     copy.content(from.as_fd(), to.as_fd(), &mut Vec::new())?;
     let status = statat(from, c"", AtFlags::EMPTY_PATH)?;
     take_over(from.as_fd(), to.as_fd(), &status, to.as_fd(), c".")
@@ -33,9 +37,20 @@ struct Copy<'a> {
     root: BorrowedFd<'a>,
     /// Device, inode and new path of each file with several names.
     links: Vec<(u64, u64, CString)>,
+    /// Bytes since the last word of progress.
+    done: usize,
+    progress: &'a mut dyn FnMut(),
 }
 
 impl Copy<'_> {
+    fn has_done(&mut self, bytes: usize) {
+        self.done = self.done.saturating_add(bytes);
+        if self.done >= PIECE {
+            self.done = 0;
+            (self.progress)();
+        }
+    }
+
     /// `path` is where `to` is below the root, for the names of files that have more of them.
     fn content(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, path: &mut Vec<u8>) -> Result<()> {
         for name in names(from)? {
@@ -44,6 +59,7 @@ impl Copy<'_> {
             let outcome = self.entry(from, to, &name, path);
             path.truncate(length);
             outcome?;
+            self.has_done(ENTRY);
         }
         Ok(())
     }
@@ -74,7 +90,12 @@ impl Copy<'_> {
                 let source = openat(from, name, reading, Mode::empty())?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
                 let new = openat(to, name, flags, Mode::from_raw_mode(0o600))?;
-                while sendfile(&new, &source, None, PIECE)? > 0 {}
+                loop {
+                    match sendfile(&new, &source, None, PIECE)? {
+                        0 => break,
+                        count => self.has_done(count),
+                    }
+                }
                 take_over(source.as_fd(), new.as_fd(), &status, to, name)
             }
             FileType::Symlink => {
@@ -157,7 +178,9 @@ mod tests {
         fs::set_permissions(&from, fs::Permissions::from_mode(0o711)).unwrap();
         symlink("../nowhere", from.join("a/link")).unwrap();
         mknodat(rustix::fs::CWD, from.join("pipe"), FileType::Fifo, Mode::from_raw_mode(0o640), 0).unwrap();
-        fill(&open(&from), &open(&to)).unwrap();
+        let mut steps = 0;
+        fill(&open(&from), &open(&to), &mut || steps += 1).unwrap();
+        assert_eq!(steps, 1);
         assert!(fs::read(to.join("a/large")).unwrap() == content);
         for name in ["", "a", "a/b", "a/large", "a/b/same", "a/link", "pipe"] {
             let (old, new) = (from.join(name).symlink_metadata().unwrap(), to.join(name).symlink_metadata().unwrap());
@@ -175,7 +198,7 @@ mod tests {
         [&from, &to].iter().for_each(|path| fs::create_dir(path).unwrap());
         fs::write(from.join("new"), "").unwrap();
         fs::write(to.join("old"), "").unwrap();
-        fill(&open(&from), &open(&to)).unwrap();
+        fill(&open(&from), &open(&to), &mut || {}).unwrap();
         assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
     }
 }

@@ -49,17 +49,17 @@ impl Guest {
         Ok(())
     }
 
-    /// Starts a process.
+    /// Starts a process; `progress` is called now and then where that takes long.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn start(&mut self, start: &Start) -> core::result::Result<Workload, Refusal> {
+    pub fn start(&mut self, start: &Start, progress: &mut dyn FnMut()) -> core::result::Result<Workload, Refusal> {
         // Without signals there would be nobody to tell of the end.
         self.watch_signals().map_err(failed("cannot watch processes"))?;
         let (mut workload, started) = match (&start.container, &self.container) {
             (Some(container), None) => {
                 let cgroup = workload::prepare(container)?;
-                let workload = workload::start(start, workload::Place::New(cgroup.as_ref()))?;
+                let workload = workload::start(start, workload::Place::New(cgroup.as_ref()), progress)?;
                 let lasting = matches!(container.upper, Upper::Disk(_));
                 let running = Running { pid: workload.pid, cgroup, paused: false, lasting };
                 (workload, Some(running))
@@ -67,7 +67,7 @@ impl Guest {
             (None, Some(running)) if running.paused => {
                 return Err((ErrorCode::FAILED, "the container is paused".into()));
             }
-            (None, Some(running)) => (workload::start(start, workload::Place::Running(running))?, None),
+            (None, Some(running)) => (workload::start(start, workload::Place::Running(running), progress)?, None),
             (Some(_), Some(_)) => return Err((ErrorCode::FAILED, "this guest has its container already".into())),
             (None, None) => return Err((ErrorCode::NO_PROCESS, "no container runs".into())),
         };

@@ -50,15 +50,15 @@ pub fn open(container: &Container) -> core::result::Result<Inserts, Refusal> {
     Ok(Inserts { files, shared })
 }
 
-/// Puts everything where it belongs, from within the root.
+/// Puts everything where it belongs, from within the root; `progress` is called now and then where that takes long.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn place(container: &Container, inserts: Inserts) -> core::result::Result<(), Refusal> {
+pub fn place(container: &Container, inserts: Inserts, progress: &mut dyn FnMut()) -> core::result::Result<(), Refusal> {
     let mut shared = inserts.shared.into_iter();
     for one in &container.mounts {
         let target = one.target.escape_ascii();
-        mount_one(one, &mut shared).map_err(failed(format_args!("cannot mount {target}")))?;
+        mount_one(one, &mut shared, progress).map_err(failed(format_args!("cannot mount {target}")))?;
     }
     for (file, from) in container.files.iter().zip(inserts.files) {
         put_file(&from, &file.path).map_err(failed(format_args!("cannot put {} there", file.path.escape_ascii())))?;
@@ -66,7 +66,7 @@ pub fn place(container: &Container, inserts: Inserts) -> core::result::Result<()
     Ok(())
 }
 
-fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>) -> Result<()> {
+fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>, progress: &mut dyn FnMut()) -> Result<()> {
     let (target, flags) = (one.target.as_slice(), MountFlags::from_bits_retain(one.flags));
     match &one.source {
         Source::Memory(options) => {
@@ -84,7 +84,7 @@ fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>) -> Result<
             let open = || rustix::fs::open(target, flags_of_directory, Mode::empty());
             let image = open()?;
             mount(tag.as_str(), target, c"virtiofs", flags, c"")?;
-            fill(&image, &open()?)
+            fill(&image, &open()?, progress)
         }
         Source::SharedFile(..) => {
             put_file(&shared.next().ok_or(Errno::NOENT)?, target)?;

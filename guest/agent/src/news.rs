@@ -18,10 +18,13 @@ use rustix::net::{
 
 use crate::workload::Refusal;
 
-/// How long a child may take: it may have file systems of the container's to look into, which may not answer.
+/// How long a child may take, or say nothing: it may have file systems of the container's to look into, which may not
+/// answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In place of an error's code: a terminal comes along.
 const TERMINAL: u16 = 0;
+/// In place of an error's code: what the child does takes its time, and gets on.
+const PROGRESS: u16 = u16::MAX;
 
 /// What came of a child.
 pub enum News {
@@ -47,6 +50,12 @@ pub fn refuse(news: impl AsFd, (ErrorCode(code), text): Refusal) {
     let _ = send(news, &[&code.to_le_bytes(), text].concat(), SendFlags::NOSIGNAL);
 }
 
+/// In the child: says that it gets on with what takes its time.
+pub fn progress(news: impl AsFd) {
+    // What there is no room for has been said often enough.
+    let _ = send(news, &PROGRESS.to_le_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
 /// In the child: hands over the agent's end of its terminal.
 pub fn hand_over(news: impl AsFd, terminal: impl AsFd) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
@@ -56,8 +65,8 @@ pub fn hand_over(news: impl AsFd, terminal: impl AsFd) -> Result<()> {
     sendmsg(news, &[IoSlice::new(&TERMINAL.to_le_bytes())], &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Waits for what becomes of the child.
-pub fn read(news: impl AsFd) -> News {
+/// Waits for what becomes of the child; `progress` is called whenever it says that it gets on.
+pub fn read(news: impl AsFd, mut progress: impl FnMut()) -> News {
     let mut terminal = None;
     let mut report = [0; 2 + MAX_TEXT];
     loop {
@@ -69,6 +78,10 @@ pub fn read(news: impl AsFd) -> News {
             Ok(message) if message.bytes >= 2 => {
                 let [low, high, text @ ..] = &report;
                 let code = u16::from_le_bytes([*low, *high]);
+                if code == PROGRESS {
+                    progress();
+                    continue;
+                }
                 if code != TERMINAL {
                     let text = text.get(..message.bytes - 2).unwrap_or_default();
                     return News::Refused((ErrorCode(code), String::from_utf8_lossy(text).into_owned()));
@@ -80,6 +93,32 @@ pub fn read(news: impl AsFd) -> News {
                 terminal = descriptors.flatten().next();
             }
             Ok(_) | Err(_) => return News::Runs(terminal),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_may_say_that_it_gets_on_before_it_says_what_becomes_of_it() {
+        for refused in [false, true] {
+            let (ours, its) = pair().unwrap();
+            (0..3).for_each(|_| progress(&its));
+            if refused {
+                refuse(&its, (ErrorCode::NOT_FOUND, "no such thing".into()));
+            }
+            drop(its);
+            let mut count = 0;
+            match read(&ours, || count += 1) {
+                News::Refused((code, text)) if refused => {
+                    assert_eq!((code, &*text), (ErrorCode::NOT_FOUND, "no such thing"))
+                }
+                News::Runs(None) if !refused => {}
+                _ => panic!("something else"),
+            }
+            assert_eq!(count, 3);
         }
     }
 }

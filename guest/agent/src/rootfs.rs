@@ -81,11 +81,11 @@ pub fn assemble(container: &Container) -> core::result::Result<(), Refusal> {
 }
 
 /// Makes the assembled root that of this process, which has a mount namespace of its own, and mounts what belongs on
-/// it.
+/// it; `progress` is called now and then where that takes long.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn enter(container: &Container) -> core::result::Result<(), Refusal> {
+pub fn enter(container: &Container, progress: &mut dyn FnMut()) -> core::result::Result<(), Refusal> {
     let inserts = inserts::open(container)?;
     go_there().map_err(failed("cannot make the container's root that of the process"))?;
     mount_defaults(container)?;
@@ -94,7 +94,7 @@ pub fn enter(container: &Container) -> core::result::Result<(), Refusal> {
         let name = one.name.escape_ascii();
         masks::set_parameter(one).map_err(failed(format_args!("cannot set kernel parameter {name}")))?;
     }
-    inserts::place(container, inserts)?;
+    inserts::place(container, inserts, progress)?;
     if !container.privileged {
         masks::mask()?;
     }

@@ -60,11 +60,11 @@ pub fn prepare(container: &Container) -> core::result::Result<Option<Cgroup>, Re
     }
 }
 
-/// Starts what `start` describes, and waits until it runs.
+/// Starts what `start` describes, and waits until it runs; `progress` is called now and then where that takes long.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, Refusal> {
+pub fn start(start: &Start, place: Place<'_>, progress: &mut dyn FnMut()) -> core::result::Result<Workload, Refusal> {
     let sockets = Sockets::connect(&start.streams)?;
     let (sockets, pipes, its_ends) = match (&start.task, start.process.terminal) {
         (Task::Program, Some(_)) => (Some(sockets), None, None),
@@ -101,7 +101,7 @@ pub fn start(start: &Start, place: Place<'_>) -> core::result::Result<Workload, 
         }
         Fork::Parent(pid) => {
             drop((its_ends, its_news));
-            let terminal = match news::read(&ours) {
+            let terminal = match news::read(&ours, progress) {
                 News::Runs(terminal) => terminal,
                 News::Refused(refusal) => return Err(refusal),
                 News::Silence => {

@@ -10,7 +10,7 @@ use crate::{Decoder, Failure, Frame, FrameError, Hello, Message, MessageError, R
 const CHUNK: usize = 4096;
 /// Messages that are passed over while waiting for an answer: enough for what an honest agent may have sent before it
 /// read the request, and an end to the patience with one that never answers but never stops talking either.
-const MAX_PASSED_OVER: u32 = 64;
+const MAX_PASSED_OVER: u32 = 1024;
 
 /// Why no frame could be read.
 #[derive(Debug)]
