@@ -103,6 +103,40 @@ fn a_volume_starts_with_the_images_content_and_outlasts_containers() {
 }
 
 #[test]
+fn volumes_are_what_their_options_say_and_are_passed_on() {
+    let (home, place) = (Home::new(), shared());
+    home.ok(&["volume", "create", "-o", "type=tmpfs", "-o", "o=size=1m", "mem"]);
+    let device = format!("device={}", place.path().display());
+    home.ok(&["volume", "create", "-o", "o=bind,ro", "-o", &device, "srv"]);
+    let (_, _, stderr) = home.run(&["volume", "create", "-o", "type=nfs", "no"]);
+    assert!(stderr.contains("not mounted for volumes") && stderr.lines().count() == 3, "{stderr}");
+    let unnamed = home.ok(&["volume", "create", "--label", "k=v"]);
+    assert_eq!(home.ok(&["volume", "ls", "--format", "{{.Name}}", "--filter", "label=k=v"]), unnamed);
+    let data = home.ok(&["volume", "inspect", "--format", "{{.Mountpoint}}", "mem"]);
+    let words = ["run", "-d", "--name", "web", "-v", "mem:/mem", "-v", "srv:/srv", "IMAGE", "sh", "-c"];
+    home.ok(&[
+        &words[..],
+        &["echo kept > /mem/x; cat /srv/from-host; trap 'exit 0' TERM; while :; do sleep 0.1; done"],
+    ]
+    .concat());
+    home.log_has("web", "of the host");
+    assert_eq!(fs::read_to_string(Path::new(&data).join("x")).unwrap(), "kept\n");
+    // The other container has the same, and may less.
+    let script = "cat /mem/x /srv/from-host; echo x > /mem/y || echo refused; df -k /mem | grep -o ' 1024 '";
+    let other = home.ok(&["run", "--rm", "--volumes-from", "web:ro", "IMAGE", "sh", "-c", script]);
+    assert_eq!(other, "kept\nof the host\nrefused\n 1024");
+    let (_, _, stderr) = home.run(&["create", "--volumes-from", "web:x", "IMAGE"]);
+    assert!(stderr.contains("there are ro and rw"), "{stderr}");
+    home.ok(&["stop", "web"]);
+    // What was in memory has gone with the last that used it.
+    eventually("it is empty", || (fs::read_dir(&data).unwrap().count() == 0).then_some(()));
+    let pruned = home.ok(&["system", "prune", "-f", "--volumes"]);
+    assert!(pruned.contains("Deleted Containers:") && pruned.contains(&unnamed), "{pruned}");
+    let listed = home.ok(&["system", "df", "-v"]);
+    assert!(listed.contains("mem") && listed.contains("srv") && !listed.contains("web"), "{listed}");
+}
+
+#[test]
 fn a_virtiofsd_that_is_killed_gives_errors_and_no_hang() {
     let (home, place) = (Home::new(), shared());
     let (data, other) = (mount(place.path(), "/data"), mount(place.path(), "/other"));

@@ -15,7 +15,7 @@ use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Overrides, ProcessSpec, Shape};
 use coracle::signals;
-use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, Volumes};
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
 use jiff::Timestamp;
 
 use self::mounts::MountArgs;
@@ -164,7 +164,7 @@ impl ContainerArgs {
         let environment = environment(&self.env_file, &self.env, what)?;
         let container = containers.create(self.name.as_deref(), |id, name, held| {
             let config = self.config(id, name, &image, environment, what)?;
-            self.mounts.mount(config, image_volumes(&image), &Volumes::beside(&containers)?, held, what)
+            self.mounts.mount(config, image_volumes(&image), &containers, held, what)
         })?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;

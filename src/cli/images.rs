@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use coracle::image::{Image, ImageRecord, Reference};
+use coracle::image::{Digest, Image, ImageRecord, Reference, Store};
 use jiff::Timestamp;
 use serde_json::json;
 
@@ -38,7 +38,7 @@ pub struct ImagesArgs {
 }
 
 /// One line: an image under one of its names.
-struct Row {
+pub struct Row {
     repository: String,
     tag: String,
     digest: String,
@@ -47,22 +47,32 @@ struct Row {
 }
 
 const NONE: &str = "<none>";
+const WHAT: &str = "cannot list the images";
+
+impl Row {
+    /// Digest of the image's manifest.
+    pub fn manifest(&self) -> Digest {
+        self.image.manifest_digest
+    }
+
+    /// Its cells in a table, and how many containers use it.
+    pub fn with_users(&self, users: usize) -> Vec<String> {
+        let (name, size) = ([self.repository.clone(), self.tag.clone()], units::size(self.image.size()));
+        name.into_iter().chain([self.image.id.short(), self.age(), size, users.to_string()]).collect()
+    }
+
+    fn age(&self) -> String {
+        let seconds = self.created.map(|created| Timestamp::now().as_second() - created.as_second());
+        seconds.map_or_else(|| "N/A".to_owned(), units::ago)
+    }
+}
 
 /// Lists them on stdout, the newest first.
 ///
 /// # Errors
 /// The store cannot be read.
 pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
-    let what = "cannot list the images";
-    let store = store::open(what)?;
-    let index = store.index().map_err(store::explain(what))?;
-    let mut rows = Vec::new();
-    for (manifest, record) in &index.images {
-        match store.image(manifest) {
-            Ok(image) => rows.extend(rows_of(&image, record)),
-            Err(problem) => log::warn!("image {} is damaged: {problem}", record.id.short()),
-        }
-    }
+    let mut rows = rows(&store::open(WHAT)?)?;
     if let Some(wanted) = &args.repository {
         let reference: Reference = wanted.parse().map_err(store::explain(&format!("cannot list {wanted}")))?;
         let has_tag = wanted.rsplit('/').next().is_some_and(|last| last.contains(':'));
@@ -70,9 +80,25 @@ pub fn run(args: &ImagesArgs) -> anyhow::Result<ExitCode> {
             row.repository == reference.name().familiar() && (!has_tag || reference.tag() == Some(&row.tag))
         });
     }
-    rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
     print(args, &rows, &mut io::stdout().lock()).context("cannot print the images")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A line for each image under each of its names, the newest first.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn rows(store: &Store) -> anyhow::Result<Vec<Row>> {
+    let index = store.index().map_err(store::explain(WHAT))?;
+    let mut rows = Vec::new();
+    for (manifest, record) in &index.images {
+        match store.image(manifest) {
+            Ok(image) => rows.extend(rows_of(&image, record)),
+            Err(problem) => log::warn!("image {} is damaged: {problem}", record.id.short()),
+        }
+    }
+    rows.sort_by(|a, b| b.created.cmp(&a.created).then_with(|| (&a.repository, &a.tag).cmp(&(&b.repository, &b.tag))));
+    Ok(rows)
 }
 
 fn rows_of(image: &Image, record: &ImageRecord) -> Vec<Row> {
@@ -110,10 +136,6 @@ fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()
         }
         return Ok(());
     }
-    let since = |row: &Row| {
-        let seconds = row.created.map(|created| Timestamp::now().as_second() - created.as_second());
-        seconds.map_or_else(|| "N/A".to_owned(), units::ago)
-    };
     if let Lines::Template(template) = &args.format {
         for row in rows {
             let line = json!({
@@ -122,7 +144,7 @@ fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()
                 "Digest": row.digest,
                 "ID": id(row),
                 "CreatedAt": row.created.map_or_else(String::new, |created| created.to_string()),
-                "CreatedSince": since(row),
+                "CreatedSince": row.age(),
                 "Size": units::size(row.image.size()),
             });
             writeln!(out, "{}", template.render(&line))?;
@@ -132,7 +154,7 @@ fn print(args: &ImagesArgs, rows: &[Row], out: &mut impl Write) -> io::Result<()
     let cells = |row: &Row| {
         let mut cells = vec![row.repository.clone(), row.tag.clone()];
         cells.extend(args.digests.then(|| row.digest.clone()));
-        cells.extend([id(row), since(row), units::size(row.image.size())]);
+        cells.extend([id(row), row.age(), units::size(row.image.size())]);
         cells
     };
     let head: &[&str] = match args.digests {

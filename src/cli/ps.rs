@@ -121,7 +121,7 @@ fn is_like(name: &str, wanted: &str) -> bool {
 }
 
 /// Docker's names for what is shown of a container.
-fn row(container: &Container, state: &State, whole: bool) -> Value {
+pub fn row(container: &Container, state: &State, whole: bool) -> Value {
     let config = &container.config;
     let command = config.process.arguments.join(" ");
     let command = match whole || command.chars().count() <= 20 {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use coracle::failure::Failure;
-use coracle::supervisor::{Connection, Container, State, Volumes};
+use coracle::supervisor::{Connection, Container, Containers, State, Volumes};
 
 use super::{containers, stop};
 
@@ -87,16 +87,26 @@ pub fn run_prune(args: &PruneArgs) -> anyhow::Result<ExitCode> {
     if !args.force && !super::system::confirmed(what, "coracle container prune --force", &["all stopped containers"])? {
         return Ok(ExitCode::SUCCESS);
     }
-    let mut gone = Vec::new();
-    for container in containers::open(what)?.all()? {
-        if !container.state()?.is_looked_after() && !container.has_monitor()? {
-            container.remove()?;
-            gone.push(container.config.id);
-        }
-    }
+    let (gone, _) = remove_stopped(&containers::open(what)?)?;
     if !gone.is_empty() {
         writeln!(io::stdout(), "Deleted Containers:")?;
         gone.iter().try_for_each(|id| writeln!(io::stdout(), "{id}"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes all that do not run; gives their ids, and how many bytes they took.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn remove_stopped(containers: &Containers) -> Result<(Vec<String>, u64), Failure> {
+    let (mut gone, mut bytes) = (Vec::new(), 0);
+    for container in containers.all()? {
+        if !container.state()?.is_looked_after() && !container.has_monitor()? {
+            bytes += container.bytes();
+            container.remove()?;
+            gone.push(container.config.id);
+        }
+    }
+    Ok((gone, bytes))
 }

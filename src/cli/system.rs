@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `coracle system`: what images take of this host, and giving it back.
+//! `coracle system`: what images, containers and volumes take of this host, and giving it back.
+
+mod df;
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
@@ -7,11 +9,11 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
-use coracle::image::{Digest, ImageRecord, Problem};
+use coracle::image::{Digest, ImageRecord, Problem, Store};
+use coracle::network;
 use coracle::supervisor::Containers;
-use serde_json::json;
 
-use super::{Format, store, units};
+use super::{rm, store, units, volume};
 
 /// Show and free what is kept on this host.
 #[derive(Debug, Args)]
@@ -23,20 +25,19 @@ pub struct SystemArgs {
 #[derive(Debug, Subcommand)]
 enum SystemVerb {
     /// Show what takes how much.
-    Df(DfArgs),
-    /// Remove images without a name, and content that no image uses.
+    Df(df::DfArgs),
+    /// Remove containers, networks and images that are not in use.
     Prune(PruneArgs),
 }
 
 #[derive(Debug, Args)]
-struct DfArgs {
-    /// How to print it.
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
-}
-
-#[derive(Debug, Args)]
 struct PruneArgs {
+    /// Images that have a name too, unless a container uses them
+    #[arg(short, long)]
+    all: bool,
+    /// Volumes too that nobody has named
+    #[arg(long)]
+    volumes: bool,
     /// Do not ask
     #[arg(short, long)]
     force: bool,
@@ -48,66 +49,80 @@ struct PruneArgs {
 /// The store cannot be read or written.
 pub fn run(args: &SystemArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        SystemVerb::Df(args) => df(args)?,
+        SystemVerb::Df(args) => df::run(args)?,
         SystemVerb::Prune(args) => prune(args)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn df(args: &DfArgs) -> anyhow::Result<()> {
-    let what = "cannot show what takes how much";
-    let usage = store::open(what)?.usage().map_err(store::explain(what))?;
-    let kinds = [("Images", &usage.blobs), ("Disks", &usage.disks), ("Unfinished pulls", &usage.parts)];
-    let mut out = io::stdout().lock();
-    if args.format == Format::Json {
-        for (kind, part) in kinds {
-            let (size, reclaimable) = (units::size(part.bytes), units::size(part.unused_bytes));
-            writeln!(
-                out,
-                "{}",
-                json!({ "Type": kind, "TotalCount": part.count, "Size": size, "Reclaimable": reclaimable })
-            )?;
-        }
-        return Ok(());
-    }
-    let row = |(kind, part): &(&str, &coracle::image::Part)| {
-        vec![(*kind).to_owned(), part.count.to_string(), units::size(part.bytes), units::size(part.unused_bytes)]
-    };
-    let rows: Vec<_> = kinds.iter().map(row).collect();
-    units::table(&mut out, &["TYPE", "TOTAL", "SIZE", "RECLAIMABLE"], &rows)?;
-    Ok(())
-}
-
 fn prune(args: &PruneArgs) -> anyhow::Result<()> {
-    let what = "cannot remove what no image uses";
+    let what = "cannot remove what is not in use";
     let store = store::open(what)?;
-    let all = ["all images without a name", "all content that no image uses, unfinished pulls too"];
+    let images = match args.all {
+        true => "all images that no container uses",
+        false => "all images without a name",
+    };
+    let mut all = vec!["all stopped containers", "all networks that no container is attached to"];
+    all.extend(args.volumes.then_some("all unnamed volumes that no container uses"));
+    all.extend([images, "all content that no image uses, unfinished pulls too"]);
     if !args.force && !confirmed(what, "coracle system prune --force", &all)? {
         return Ok(());
     }
-    let used: Vec<_> = Containers::open(store.root())?.all()?.iter().map(|one| one.config.image.manifest).collect();
-    let dangling = store.change(|index| {
-        let is_dangling = |manifest: &Digest, record: &ImageRecord| {
-            record.names.is_empty() && record.sources.is_empty() && !used.contains(manifest)
+    let containers = Containers::open(store.root())?;
+    let (mut bytes, mut out) = (0, io::stdout().lock());
+    let mut tell = |kind: &str, names: &[String]| -> io::Result<()> {
+        if !names.is_empty() {
+            writeln!(out, "Deleted {kind}:")?;
+            names.iter().try_for_each(|name| writeln!(out, "{name}"))?;
+            writeln!(out)?;
+        }
+        Ok(())
+    };
+    // What uses others goes first.
+    let (gone, freed) = rm::remove_stopped(&containers)?;
+    bytes += freed;
+    tell("Containers", &gone)?;
+    let gone = network::prune(&network::Store::open()?, |_| true)?;
+    tell("Networks", &gone.into_iter().map(|removed| removed.name).collect::<Vec<_>>())?;
+    if args.volumes {
+        let (gone, freed) = volume::remove_unused(&containers, |volume| volume.anonymous)?;
+        bytes += freed;
+        tell("Volumes", &gone)?;
+    }
+    let (gone, freed) = remove_images(&store, &containers, args.all, what)?;
+    bytes += freed;
+    tell("Images", &gone)?;
+    writeln!(out, "Total reclaimed space: {}", units::size(bytes))?;
+    Ok(())
+}
+
+/// Removes images without a name, or all, that no container uses, and content that no image uses; gives a line for each
+/// image, and how much was freed.
+fn remove_images(
+    store: &Store,
+    containers: &Containers,
+    named: bool,
+    what: &str,
+) -> anyhow::Result<(Vec<String>, u64)> {
+    let used: Vec<_> = containers.all()?.iter().map(|one| one.config.image.manifest).collect();
+    let gone = store.change(|index| {
+        let goes = |manifest: &Digest, record: &ImageRecord| {
+            !used.contains(manifest) && (named || (record.names.is_empty() && record.sources.is_empty()))
         };
-        let gone = index.images.iter().filter(|(manifest, record)| is_dangling(manifest, record));
-        let gone: Vec<_> = gone.map(|(_, record)| record.id).collect();
-        index.images.retain(|manifest, record| !is_dangling(manifest, record));
+        let mut gone = Vec::new();
+        for (_, record) in index.images.iter().filter(|(manifest, record)| goes(manifest, record)) {
+            gone.extend(store::familiar(&record.names).into_iter().map(|name| format!("untagged: {name}")));
+            gone.push(format!("deleted: {}", record.id));
+        }
+        index.images.retain(|manifest, record| !goes(manifest, record));
         Ok::<_, Problem>(gone)
     });
-    let dangling = dangling.map_err(store::explain(what))?;
+    let gone = gone.map_err(store::explain(what))?;
     let Some(pruned) = store.prune().map_err(store::explain(what))? else {
         let why = "another process is bringing an image, and what it has brought is not in use yet";
         return Err(Failure::new(what, why, "the same when that is done").into());
     };
-    let mut out = io::stdout().lock();
-    if !dangling.is_empty() {
-        writeln!(out, "Deleted Images:")?;
-        dangling.iter().try_for_each(|id| writeln!(out, "deleted: {id}"))?;
-        writeln!(out)?;
-    }
-    writeln!(out, "Total reclaimed space: {}", units::size(pruned.bytes))?;
-    Ok(())
+    Ok((gone, pruned.bytes))
 }
 
 /// Asks whether all this may go.

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle volume`: directories that outlast containers, with Docker's flags, columns and fields.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
-use coracle::supervisor::{Container, Containers, Volume, Volumes};
+use coracle::supervisor::{Container, Containers, Description, Volume, Volumes};
 use serde_json::{Value, json};
 
 use super::template::{Lines, Template};
@@ -47,6 +46,9 @@ struct CreateArgs {
     /// A label
     #[arg(long, value_name = "KEY[=VALUE]")]
     label: Vec<String>,
+    /// What it is: type=tmpfs, or device=/HOST/PATH with o=bind; o=WORD,… are options of mount(8)
+    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
+    option: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -146,7 +148,7 @@ pub fn run(args: &VolumeArgs) -> anyhow::Result<ExitCode> {
         VolumeVerb::Ls(args) => ls(&containers, &volumes, args),
         VolumeVerb::Inspect(args) => inspect(&volumes, args),
         VolumeVerb::Rm(args) => rm(&containers, &volumes, args),
-        VolumeVerb::Prune(args) => prune(&containers, &volumes, args),
+        VolumeVerb::Prune(args) => prune(&containers, args),
     }
 }
 
@@ -155,11 +157,14 @@ fn create(containers: &Containers, volumes: &Volumes, args: &CreateArgs) -> anyh
         Some((name, value)) => (name.to_owned(), value.to_owned()),
         None => (label.clone(), String::new()),
     };
-    let labels: BTreeMap<_, _> = args.label.iter().map(label).collect();
+    let description = Description {
+        labels: args.label.iter().map(label).collect(),
+        options: args.option.iter().map(label).collect(),
+    };
     let held = containers.hold()?;
     let volume = match &args.name {
-        Some(name) => volumes.ensure(name, &labels, false, &held)?,
-        None => volumes.anonymous(&held)?,
+        Some(name) => volumes.ensure(name, &description, false, &held)?,
+        None => volumes.anonymous(&description, &held)?,
     };
     writeln!(io::stdout(), "{}", volume.name)?;
     Ok(ExitCode::SUCCESS)
@@ -205,7 +210,7 @@ fn inspect(volumes: &Volumes, args: &InspectArgs) -> anyhow::Result<ExitCode> {
                 "Labels": volume.labels,
                 "Mountpoint": volumes.data(name),
                 "Name": volume.name,
-                "Options": Value::Null,
+                "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },
                 "Scope": "local",
             })),
             None => _ = failure.get_or_insert(no_such(&format!("cannot inspect volume {name}"))),
@@ -251,23 +256,15 @@ fn remove(containers: &Containers, volumes: &Volumes, name: &str, force: bool) -
     Err(Failure::new(what, why, format!("`coracle rm {}` first", names.join(" "))))
 }
 
-fn prune(containers: &Containers, volumes: &Volumes, args: &PruneArgs) -> anyhow::Result<ExitCode> {
+fn prune(containers: &Containers, args: &PruneArgs) -> anyhow::Result<ExitCode> {
     let all =
         if args.all { "all volumes that no container uses" } else { "all unnamed volumes that no container uses" };
     if !args.force && !system::confirmed("cannot remove volumes", "coracle volume prune --force", &[all])? {
         return Ok(ExitCode::SUCCESS);
     }
-    let held = containers.hold()?;
-    let users = containers.all()?;
-    let (mut gone, mut bytes) = (Vec::new(), 0);
-    for volume in volumes.all()? {
-        let unused = Filter::Dangling(true).fits(&volume, &users) && (args.all || volume.anonymous);
-        if unused && args.filter.iter().all(|filter| filter.fits(&volume, &users)) {
-            bytes += volumes.size(&volume.name);
-            volumes.remove(&volume.name, &held)?;
-            gone.push(volume.name);
-        }
-    }
+    let fits =
+        |volume: &Volume| (args.all || volume.anonymous) && args.filter.iter().all(|filter| filter.fits(volume, &[]));
+    let (gone, bytes) = remove_unused(containers, fits)?;
     let mut out = io::stdout().lock();
     if !gone.is_empty() {
         writeln!(out, "Deleted Volumes:")?;
@@ -276,6 +273,26 @@ fn prune(containers: &Containers, volumes: &Volumes, args: &PruneArgs) -> anyhow
     }
     writeln!(out, "Total reclaimed space: {}", units::size(bytes))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes those of the volumes that no container uses which `wanted` says yes to; gives their names, and how many bytes
+/// were in them.
+///
+/// # Errors
+/// One cannot be removed.
+pub fn remove_unused(containers: &Containers, wanted: impl Fn(&Volume) -> bool) -> Result<(Vec<String>, u64), Failure> {
+    let volumes = Volumes::beside(containers)?;
+    let held = containers.hold()?;
+    let users = containers.all()?;
+    let (mut gone, mut bytes) = (Vec::new(), 0);
+    for volume in volumes.all()? {
+        if Filter::Dangling(true).fits(&volume, &users) && wanted(&volume) {
+            bytes += volumes.size(&volume.name);
+            volumes.remove(&volume.name, &held)?;
+            gone.push(volume.name);
+        }
+    }
+    Ok((gone, bytes))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@
 use std::env;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -354,6 +354,12 @@ impl Container {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(cannot("remove", &self.directory)(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Bytes that it takes: its disk, as far as it was written, and its logs.
+    pub fn bytes(&self) -> u64 {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|status| status.blocks() * 512).sum()
     }
 
     fn saved_state(&self) -> Result<State, Failure> {

@@ -4,6 +4,7 @@
 //! Each running container has a monitor, a process of its own that owns its VM, keeps its output and knows how it ends;
 //! there is no daemon. Everything else is read from the disk.
 
+pub mod backing;
 pub mod client;
 pub mod containers;
 pub mod describe;
@@ -20,4 +21,4 @@ pub use client::Connection;
 pub use containers::{Container, Containers, Held};
 pub use mounts::{MountSource, MountUse};
 pub use record::{Config, HostAddress, ImageUse, LogDriver, NetworkUse, State, Status, Surroundings};
-pub use volumes::{Volume, Volumes};
+pub use volumes::{Description, Volume, Volumes};

@@ -27,6 +27,7 @@ struct Vm {
     vm: Option<MicroVm>,
     _serving: Vec<Virtiofsd>,
     sockets: PathBuf,
+    container: Container,
     /// Nobody starts or removes the container meanwhile.
     _held: Held,
 }
@@ -36,6 +37,7 @@ impl Drop for Vm {
         if let Some(vm) = self.vm.take() {
             vm.stop();
         }
+        shares::end(&self.container);
         remove_sockets(&self.sockets);
     }
 }
@@ -77,7 +79,7 @@ fn boot(
     let content = store.hold_content().map_err(explain)?;
     let image = store.image(&config.image.manifest).map_err(explain)?;
     let rootfs = store.rootfs(&image).map_err(Failure::from)?;
-    let mut visit = Vm { vm: None, _serving: Vec::new(), sockets, _held: held };
+    let mut visit = Vm { vm: None, _serving: Vec::new(), sockets, container: container.clone(), _held: held };
     let serving = shares::start(container, &visit.sockets, state.started.is_none())?;
     let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
     let devices = Devices {

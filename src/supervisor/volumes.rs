@@ -18,7 +18,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::containers::{Containers, Held};
+use super::backing::{self, Backing};
+use super::containers::{Container, Containers, Held};
+use super::mounts::MountUse;
 use super::names;
 use super::record::Config;
 use crate::failure::Failure;
@@ -38,8 +40,31 @@ pub struct Volume {
     pub created: Timestamp,
     /// What others have noted about it.
     pub labels: BTreeMap<String, String>,
+    /// What it is made of: see [`Backing`].
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
     /// Nobody has named it: it was made for a container.
     pub anonymous: bool,
+}
+
+/// What is said of a volume when it is made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// What is noted about it.
+    pub labels: BTreeMap<String, String>,
+    /// What it is made of: see [`Backing`].
+    pub options: BTreeMap<String, String>,
+}
+
+impl Volume {
+    /// What it is made of.
+    ///
+    /// # Errors
+    /// It was written by another release.
+    pub fn backing(&self) -> Result<Backing, Failure> {
+        let what = format!("cannot use volume {}", self.name);
+        Backing::read(&self.options).map_err(|wrong| Failure::new(what, wrong.why, wrong.instead))
+    }
 }
 
 impl Volumes {
@@ -93,7 +118,7 @@ impl Volumes {
         }
     }
 
-    /// What containers see of a volume.
+    /// The directory of a volume's own, which containers see unless it is a bind.
     pub fn data(&self, name: &str) -> PathBuf {
         self.root.join(name).join("_data")
     }
@@ -101,11 +126,11 @@ impl Volumes {
     /// The volume with this name; made if there is none.
     ///
     /// # Errors
-    /// It is no name, or there is no room.
+    /// It is no name, what it is to be made of is not understood, or there is no room.
     pub fn ensure(
         &self,
         name: &str,
-        labels: &BTreeMap<String, String>,
+        description: &Description,
         anonymous: bool,
         _held: &Held,
     ) -> Result<Volume, Failure> {
@@ -116,11 +141,14 @@ impl Volumes {
         if let Some(volume) = self.find(name)? {
             return Ok(volume);
         }
-        let volume = Volume { name: name.to_owned(), created: Timestamp::now(), labels: labels.clone(), anonymous };
+        let Description { labels, options } = description.clone();
+        Backing::read(&options)
+            .map_err(|wrong| Failure::new(format!("cannot create volume `{name}`"), wrong.why, wrong.instead))?;
+        let volume = Volume { name: name.to_owned(), created: Timestamp::now(), labels, options, anonymous };
         let directory = self.root.join(name);
         let make = || -> io::Result<()> {
             // What was there was being made, or removed, by somebody who was killed.
-            remove_all(&directory)?;
+            clear(&directory)?;
             fs::create_dir(&directory)?;
             // With the image's owner and rights, if it is filled from there.
             DirBuilder::new().mode(0o755).create(self.data(name))?;
@@ -137,10 +165,10 @@ impl Volumes {
     ///
     /// # Errors
     /// As for [`Volumes::ensure`].
-    pub fn anonymous(&self, held: &Held) -> Result<Volume, Failure> {
+    pub fn anonymous(&self, description: &Description, held: &Held) -> Result<Volume, Failure> {
         let what = "cannot name a volume";
         let name = names::new_id().map_err(|error| Failure::new(what, error, "a kernel with getrandom(2)"))?;
-        self.ensure(&name, &BTreeMap::new(), true, held)
+        self.ensure(&name, description, true, held)
     }
 
     /// Removes a volume, which no container may use.
@@ -154,7 +182,7 @@ impl Volumes {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("remove", &directory)(error)),
             _ => {}
         }
-        remove_all(&directory).map_err(cannot("remove", &directory))
+        clear(&directory).map_err(cannot("remove", &directory))
     }
 
     /// Removes the volumes that were made for a container which is no more, unless others use them.
@@ -168,6 +196,61 @@ impl Volumes {
         let all = containers.all()?;
         let unused = |name: &&str| all.iter().all(|one| !one.config.uses_volume(name));
         std::iter::once(first).chain(names).filter(unused).try_for_each(|name| self.remove(name, &held))
+    }
+
+    /// What is to be shared of a volume with a container that starts, and whether it may be written; a file system in memory
+    /// is mounted, empty unless another container uses it. [`Volumes::take_down`] is to be called when it has ended.
+    ///
+    /// # Errors
+    /// It cannot be mounted, which is for root.
+    pub fn bring_up(&self, volume: &Volume, container: &Container) -> Result<(PathBuf, bool), Failure> {
+        let data = self.data(&volume.name);
+        match volume.backing()? {
+            Backing::Directory => Ok((data, true)),
+            Backing::Bind { path, read_only } => Ok((path, !read_only)),
+            Backing::Memory(tmpfs) => {
+                let held = container.siblings()?.hold()?;
+                // A monitor that was killed has left it.
+                self.unmount_unused(&volume.name, container, &held)?;
+                tmpfs.mount(&data).map_err(|error| {
+                    let what = format!("cannot mount a tmpfs for volume {}", volume.name);
+                    Failure::new(what, error, "as root, with other options; `--tmpfs DIR` is for everybody")
+                })?;
+                Ok((data, true))
+            }
+        }
+    }
+
+    /// Ends what [`Volumes::bring_up`] has begun, unless another container uses it.
+    pub fn take_down(&self, container: &Container) {
+        let outcome = || -> Result<(), Failure> {
+            for name in container.config.mounts.iter().filter_map(MountUse::volume) {
+                if let Some(volume) = self.find(name)?
+                    && matches!(volume.backing()?, Backing::Memory(_))
+                {
+                    self.unmount_unused(name, container, &container.siblings()?.hold()?)?;
+                }
+            }
+            Ok(())
+        };
+        if let Err(failure) = outcome() {
+            log::warn!("{}: {}", failure.what, failure.why);
+        }
+    }
+
+    /// Unmounts a volume that no other container uses than this one.
+    fn unmount_unused(&self, name: &str, container: &Container, _held: &Held) -> Result<(), Failure> {
+        let uses = |other: &Container| -> Result<bool, Failure> {
+            let is_other = other.config.id != container.config.id && other.config.uses_volume(name);
+            Ok(is_other && (other.state()?.is_looked_after() || other.has_monitor()?))
+        };
+        for other in container.siblings()?.all()? {
+            if uses(&other)? {
+                return Ok(());
+            }
+        }
+        let data = self.data(name);
+        backing::unmount(&data).map_err(cannot("unmount", &data))
     }
 
     /// Bytes of what is in a volume, as far as it can be read.
@@ -188,7 +271,12 @@ fn size(directory: &Path) -> u64 {
         .sum()
 }
 
-fn remove_all(directory: &Path) -> io::Result<()> {
+/// Removes a volume's directory, not what a killed monitor has left mounted there.
+fn clear(directory: &Path) -> io::Result<()> {
+    match backing::unmount(&directory.join("_data")) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
@@ -211,13 +299,15 @@ mod tests {
         let volumes = Volumes::beside(&containers).unwrap();
         let held = containers.hold().unwrap();
         let labels = BTreeMap::from([("a".to_owned(), "1".to_owned())]);
-        let made = volumes.ensure("db", &labels, false, &held).unwrap();
+        let described = Description { labels, ..Description::default() };
+        let made = volumes.ensure("db", &described, false, &held).unwrap();
         fs::write(volumes.data("db").join("file"), "12345").unwrap();
-        assert_eq!(volumes.ensure("db", &BTreeMap::new(), true, &held).unwrap(), made);
+        assert_eq!(volumes.ensure("db", &Description::default(), true, &held).unwrap(), made);
         assert_eq!((volumes.all().unwrap(), volumes.size("db")), (vec![made], 5));
-        assert_eq!(volumes.anonymous(&held).unwrap().name.len(), 64);
+        let unnamed = volumes.anonymous(&described, &held).unwrap();
+        assert_eq!((unnamed.name.len(), &unnamed.labels), (64, &described.labels));
         for name in ["../db", "", "a/b", ".."] {
-            assert!(volumes.ensure(name, &labels, false, &held).is_err() && volumes.find(name).unwrap().is_none());
+            assert!(volumes.ensure(name, &described, false, &held).is_err() && volumes.find(name).unwrap().is_none());
         }
         volumes.remove("db", &held).unwrap();
         assert!(volumes.find("db").unwrap().is_none() && !data.path().join("volumes/db").exists());
@@ -231,7 +321,7 @@ mod tests {
         fs::create_dir_all(volumes.data("db").join("old")).unwrap();
         assert!(volumes.all().unwrap().is_empty());
         let held = containers.hold().unwrap();
-        volumes.ensure("db", &BTreeMap::new(), false, &held).unwrap();
+        volumes.ensure("db", &Description::default(), false, &held).unwrap();
         assert_eq!(fs::read_dir(volumes.data("db")).unwrap().count(), 0);
     }
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Flags that say what of the host's a container sees.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use coracle::failure::Failure;
 use coracle::supervisor::mounts::{Misunderstood, Wish, Wished};
-use coracle::supervisor::{Config, Held, MountSource, MountUse, Volumes};
+use coracle::supervisor::{Config, Containers, Description, Held, MountSource, MountUse, Volumes};
 
 /// What of the host's a container sees.
 #[derive(Debug, Args)]
@@ -19,6 +18,9 @@ pub struct MountArgs {
     /// The same at more length: type=bind|volume|tmpfs,source=…,target=DIR[,readonly]
     #[arg(long, value_name = "MOUNT")]
     mount: Vec<String>,
+    /// Mount what another container has mounted, at the same places: CONTAINER[:ro]
+    #[arg(long, value_name = "CONTAINER")]
+    volumes_from: Vec<String>,
     /// Kind of the volumes: local is the only one there is
     #[arg(long, value_name = "DRIVER", default_value = "local", value_parser = ["local"], hide_default_value = true)]
     volume_driver: String,
@@ -33,10 +35,11 @@ impl MountArgs {
         &self,
         mut config: Config,
         of_image: Vec<String>,
-        volumes: &Volumes,
+        containers: &Containers,
         held: &Held,
         what: &str,
     ) -> Result<Config, Failure> {
+        let volumes = Volumes::beside(containers)?;
         let explain = |wrong: Misunderstood| Failure::new(what, wrong.why, wrong.instead);
         let asked = self.volume.iter().map(|text| Wish::volume(text));
         let asked = asked.chain(self.mount.iter().map(|text| Wish::mount(text)));
@@ -48,6 +51,13 @@ impl MountArgs {
                 return Err(Failure::new(what, why, "another place for one of them"));
             }
             taken.push(target.clone());
+        }
+        // What the user names at the same place counts more.
+        for mount in self.of_others(containers, what)? {
+            if !taken.contains(&mount.target) {
+                taken.push(mount.target.clone());
+                config.mounts.push(mount);
+            }
         }
         for target in of_image {
             let wish = Wish::of_image(&target).map_err(explain)?;
@@ -65,16 +75,49 @@ impl MountArgs {
                 }
                 Wished::Bind { path, create } => MountSource::Bind { path, create },
                 Wished::Volume { name: Some(name), copy } => {
-                    volumes.ensure(&name, &BTreeMap::new(), false, held)?;
+                    volumes.ensure(&name, &Description::default(), false, held)?;
                     MountSource::Volume { name, anonymous: false, copy }
                 }
                 Wished::Volume { name: None, copy } => {
-                    MountSource::Volume { name: volumes.anonymous(held)?.name, anonymous: true, copy }
+                    let made = volumes.anonymous(&Description::default(), held)?;
+                    MountSource::Volume { name: made.name, anonymous: true, copy }
                 }
             };
             config.mounts.push(MountUse { target, source, read_only });
         }
         Ok(config)
+    }
+
+    /// What the containers of `--volumes-from` have mounted; where two have something at one place, that of the last.
+    fn of_others(&self, containers: &Containers, what: &str) -> Result<Vec<MountUse>, Failure> {
+        let mut mounts: Vec<MountUse> = Vec::new();
+        for text in &self.volumes_from {
+            let (name, mode) = text.split_once(':').unwrap_or((text, ""));
+            let mut read_only = false;
+            for word in mode.split(',').filter(|word| !word.is_empty()) {
+                match word {
+                    "ro" => read_only = true,
+                    // One that is read-only there stays so here. There is no SELinux between the guest's users.
+                    "rw" | "z" | "Z" => {}
+                    _ => {
+                        let why = format!("`{word}` says nothing of how to mount what {name} has: there are ro and rw");
+                        return Err(Failure::new(what, why, format!("`--volumes-from {name}:ro`")));
+                    }
+                }
+            }
+            let none =
+                || Failure::new(what, format!("there is no container {name} to have volumes from"), "`coracle ps -a`");
+            for mount in containers.look_up(name, what)?.ok_or_else(none)?.config.mounts {
+                mounts.retain(|other| other.target != mount.target);
+                // It was filled for the other.
+                let source = match mount.source {
+                    MountSource::Volume { name, anonymous, .. } => MountSource::Volume { name, anonymous, copy: false },
+                    bind @ MountSource::Bind { .. } => bind,
+                };
+                mounts.push(MountUse { source, read_only: mount.read_only || read_only, ..mount });
+            }
+        }
+        Ok(mounts)
     }
 }
 

@@ -138,6 +138,7 @@ impl Monitor {
                 (Reply::Failed { failure: failure.clone(), status }, Err(failure))
             }
         };
+        shares::end(&self.container);
         remove_sockets(&sockets);
         let kept = match self.container.config.remove {
             true => self.container.remove().and_then(|()| remove_anonymous(&self.container)),

@@ -24,25 +24,42 @@ pub fn start(container: &Container, sockets: &Path, first: bool) -> Result<Vec<(
     }
     let volumes = Volumes::beside(&container.siblings()?)?;
     let start = |(number, mount): (usize, &MountUse)| {
-        let (source, copy) = source(&volumes, mount, &container.config.name)?;
-        let share = Share { tag: format!("mount{number}"), source, read_only: mount.read_only };
+        let Source { path, writable, copy } = source(&volumes, mount, container)?;
+        let read_only = mount.read_only || !writable;
+        let share = Share { tag: format!("mount{number}"), source: path, read_only };
         let serving = Virtiofsd::start(&share, sockets)?;
         let shared = Shared {
             target: mount.target.clone(),
             tag: share.tag,
             is_file: serving.is_file(),
-            read_only: mount.read_only,
+            read_only,
             // A read-only one cannot be filled, and later what is missing may have been removed.
-            fill: copy && first && !mount.read_only,
+            fill: copy && first && !read_only,
         };
         Ok((serving, shared))
     };
     mounts.iter().enumerate().map(start).collect()
 }
 
-/// Where on the host it is, and whether the image fills it.
-fn source(volumes: &Volumes, mount: &MountUse, container: &str) -> Result<(PathBuf, bool), Failure> {
-    let what = || format!("cannot start container {container}");
+/// Ends what [`start`] has begun besides, once what it gave is dropped.
+pub fn end(container: &Container) {
+    if let Ok(volumes) = container.siblings().and_then(|containers| Volumes::beside(&containers)) {
+        volumes.take_down(container);
+    }
+}
+
+/// What is mounted.
+struct Source {
+    /// Where on the host it is.
+    path: PathBuf,
+    /// Whether it may be written by those who may write the mount.
+    writable: bool,
+    /// Whether the image fills it.
+    copy: bool,
+}
+
+fn source(volumes: &Volumes, mount: &MountUse, container: &Container) -> Result<Source, Failure> {
+    let what = || format!("cannot start container {}", container.config.name);
     match &mount.source {
         MountSource::Bind { path, create } => {
             match fs::metadata(path) {
@@ -59,10 +76,13 @@ fn source(volumes: &Volumes, mount: &MountUse, container: &str) -> Result<(PathB
                     return Err(Failure::new(what(), why, format!("make {}, or mount another", path.display())));
                 }
             }
-            Ok((path.clone(), false))
+            Ok(Source { path: path.clone(), writable: true, copy: false })
         }
         MountSource::Volume { name, copy, .. } => match volumes.find(name)? {
-            Some(volume) => Ok((volumes.data(&volume.name), *copy)),
+            Some(volume) => {
+                let (path, writable) = volumes.bring_up(&volume, container)?;
+                Ok(Source { path, writable, copy: *copy })
+            }
             None => {
                 let why = format!("volume {name} is no more");
                 Err(Failure::new(what(), why, format!("`coracle volume create {name}`, for an empty one")))
