@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Overrides, ProcessSpec, Shape};
@@ -35,6 +35,7 @@ const STORAGE_SIZE: u64 = 10 << 30;
 
 /// Make a container, to be started later.
 #[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
 pub struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
@@ -71,8 +72,11 @@ pub struct ContainerArgs {
     #[arg(long, value_name = "PROGRAM")]
     entrypoint: Option<String>,
     /// Name of the machine; the container's id unless it is given
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
+    /// Print help; -h is --hostname here, as with Docker
+    #[arg(long, action = ArgAction::Help)]
+    help: Option<bool>,
     /// Number of vCPUs, 1 to 8; a fraction is rounded up
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus)]
     cpus: u32,

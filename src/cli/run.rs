@@ -25,7 +25,7 @@ it cannot be executed; 125 if Coracle failed. Ctrl-P Ctrl-Q leaves a program wit
 
 /// Run a program from an image in a microVM of its own.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub struct RunArgs {
     /// Leave it running, and print the container's id
     #[arg(short, long)]

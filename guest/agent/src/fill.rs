@@ -4,6 +4,7 @@
 use alloc::ffi::CString;
 use alloc::vec::Vec;
 use core::ffi::CStr;
+use core::fmt;
 use core::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,9 +12,39 @@ use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fsetxattr,
     linkat, mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, utimensat,
 };
-use rustix::io::{Errno, Result};
+use rustix::io::Errno;
 
 use crate::files::{PATH_MAX, PIECE, attributes, names};
+
+/// Why a volume was not filled.
+#[derive(Debug)]
+pub enum Unfilled {
+    /// The kernel says so.
+    Errno(Errno),
+    /// A file belongs to somebody who is nobody where the volume is: without root a host's user can give files to no other.
+    Owner(u32, u32),
+}
+
+impl From<Errno> for Unfilled {
+    fn from(error: Errno) -> Self {
+        Self::Errno(error)
+    }
+}
+
+impl fmt::Display for Unfilled {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Errno(error) => write!(formatter, "{error}"),
+            Self::Owner(user, group) => write!(
+                formatter,
+                "the image has a file of user {user} and group {group} there, and the host can give it to its own user only, \
+                 who is root here: as root on the host it can, or `nocopy` leaves the volume empty"
+            ),
+        }
+    }
+}
+
+type Result<T> = core::result::Result<T, Unfilled>;
 
 /// How many bytes a file counts for in what has been done, besides its own.
 const ENTRY: usize = PIECE / 16;
@@ -22,7 +53,7 @@ const ENTRY: usize = PIECE / 16;
 /// as it gets on, which may take long.
 ///
 /// # Errors
-/// The kernel's.
+/// [`Unfilled`].
 pub fn fill(from: &OwnedFd, to: &OwnedFd, progress: &mut dyn FnMut()) -> Result<()> {
     if !names(to.as_fd())?.is_empty() {
         return Ok(());
@@ -70,7 +101,7 @@ impl Copy<'_> {
         if kind != FileType::Directory && status.st_nlink > 1 {
             let known = self.links.iter().find(|link| (link.0, link.1) == (status.st_dev, status.st_ino));
             if let Some((_, _, other)) = known {
-                return linkat(self.root, other.as_c_str(), to, name, AtFlags::empty());
+                return Ok(linkat(self.root, other.as_c_str(), to, name, AtFlags::empty())?);
             }
             let path = CString::new(path.as_slice()).map_err(|_| Errno::INVAL)?;
             self.links.push((status.st_dev, status.st_ino, path));
@@ -107,7 +138,7 @@ impl Copy<'_> {
             kind => {
                 mknodat(to, name, kind, Mode::from_raw_mode(0o600), status.st_rdev)?;
                 own(&status, to, name)?;
-                chmodat(to, name, Mode::from_raw_mode(status.st_mode & 0o7777), AtFlags::empty())
+                Ok(chmodat(to, name, Mode::from_raw_mode(status.st_mode & 0o7777), AtFlags::empty())?)
             }
         }
     }
@@ -125,13 +156,17 @@ fn take_over(
     // Another owner has taken these away.
     chmodat(directory, name, Mode::from_raw_mode(status.st_mode & 0o7777), AtFlags::empty())?;
     copy_attributes(old, new);
-    utimensat(directory, name, &times(status), AtFlags::SYMLINK_NOFOLLOW)
+    Ok(utimensat(directory, name, &times(status), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 fn own(status: &Stat, directory: BorrowedFd<'_>, name: &CStr) -> Result<()> {
     let (user, group) = (Uid::from_raw(status.st_uid), Gid::from_raw(status.st_gid));
-    chownat(directory, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-    utimensat(directory, name, &times(status), AtFlags::SYMLINK_NOFOLLOW)
+    match chownat(directory, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW) {
+        // What `virtiofsd` answers with the host's kernel (user_namespaces(7)).
+        Err(Errno::INVAL | Errno::PERM) => return Err(Unfilled::Owner(status.st_uid, status.st_gid)),
+        other => other?,
+    }
+    Ok(utimensat(directory, name, &times(status), AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
 fn times(status: &Stat) -> Timestamps {

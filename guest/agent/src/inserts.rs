@@ -5,13 +5,13 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::vec::Vec;
 
-use coracle_protocol::{Container, File, Mount, Source};
+use coracle_protocol::{Container, ErrorCode, File, Mount, Source};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, mkdir};
 use rustix::io::{Errno, Result};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, mount, mount_remount, move_mount, open_tree};
 
-use crate::fill::fill;
+use crate::fill::{Unfilled, fill};
 use crate::rootfs::make_directories;
 use crate::workload::{Refusal, failed};
 
@@ -58,7 +58,8 @@ pub fn place(container: &Container, inserts: Inserts, progress: &mut dyn FnMut()
     let mut shared = inserts.shared.into_iter();
     for one in &container.mounts {
         let target = one.target.escape_ascii();
-        mount_one(one, &mut shared, progress).map_err(failed(format_args!("cannot mount {target}")))?;
+        mount_one(one, &mut shared, progress)
+            .map_err(|why| (ErrorCode::FAILED, format!("cannot mount {target}: {why}")))?;
     }
     for (file, from) in container.files.iter().zip(inserts.files) {
         put_file(&from, &file.path).map_err(failed(format_args!("cannot put {} there", file.path.escape_ascii())))?;
@@ -66,17 +67,21 @@ pub fn place(container: &Container, inserts: Inserts, progress: &mut dyn FnMut()
     Ok(())
 }
 
-fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>, progress: &mut dyn FnMut()) -> Result<()> {
+fn mount_one(
+    one: &Mount,
+    shared: &mut impl Iterator<Item = OwnedFd>,
+    progress: &mut dyn FnMut(),
+) -> core::result::Result<(), Unfilled> {
     let (target, flags) = (one.target.as_slice(), MountFlags::from_bits_retain(one.flags));
     match &one.source {
         Source::Memory(options) => {
             make_directories(target);
             let options = CString::new(options.as_slice()).map_err(|_| Errno::INVAL)?;
-            mount(c"tmpfs", target, c"tmpfs", flags, &*options)
+            mount(c"tmpfs", target, c"tmpfs", flags, &*options)?;
         }
         Source::Shared(tag) => {
             make_directories(target);
-            mount(tag.as_str(), target, c"virtiofs", flags, c"")
+            mount(tag.as_str(), target, c"virtiofs", flags, c"")?;
         }
         Source::Filled(tag) => {
             make_directories(target);
@@ -84,13 +89,14 @@ fn mount_one(one: &Mount, shared: &mut impl Iterator<Item = OwnedFd>, progress: 
             let open = || rustix::fs::open(target, flags_of_directory, Mode::empty());
             let image = open()?;
             mount(tag.as_str(), target, c"virtiofs", flags, c"")?;
-            fill(&image, &open()?, progress)
+            fill(&image, &open()?, progress)?;
         }
         Source::SharedFile(..) => {
             put_file(&shared.next().ok_or(Errno::NOENT)?, target)?;
-            mount_remount(target, MountFlags::BIND | flags, c"")
+            mount_remount(target, MountFlags::BIND | flags, c"")?;
         }
     }
+    Ok(())
 }
 
 /// Over the file that is there, which is made if there is none.
