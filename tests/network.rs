@@ -50,6 +50,7 @@ fn request(name: &str, ports: &[&str]) -> Request {
         address: None,
         mac: None,
         ports: ports.iter().flat_map(|word| Publish::parse(word).unwrap()).collect(),
+        namespace: None,
     }
 }
 

@@ -7,13 +7,13 @@ mod surroundings;
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
-use coracle::sandbox::{Overrides, ProcessSpec, Shape};
+use coracle::sandbox::{Isolation, Overrides, ProcessSpec, Shape, container};
 use coracle::signals;
 use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
 use jiff::Timestamp;
@@ -39,6 +39,16 @@ const STORAGE_SIZE: u64 = 10 << 30;
 pub struct CreateArgs {
     #[command(flatten)]
     container: ContainerArgs,
+}
+
+/// What is between a container and its host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    /// A microVM
+    #[value(alias = "microvm")]
+    Vm,
+    /// Namespaces and control groups of the host's kernel
+    Container,
 }
 
 /// What a container is made of.
@@ -77,6 +87,12 @@ pub struct ContainerArgs {
     /// Print help; -h is --hostname here, as with Docker
     #[arg(long, action = ArgAction::Help)]
     help: Option<bool>,
+    /// What is between the container and the host: vm, a microVM; or container, namespaces of the host's kernel
+    #[arg(long, value_name = "KIND", default_value = "vm")]
+    isolation: Kind,
+    /// The OCI runtime for --isolation container: a path, or a name [default: crun]
+    #[arg(long, value_name = "PROGRAM")]
+    oci_runtime: Option<PathBuf>,
     /// Number of vCPUs, 1 to 8; a fraction is rounded up
     #[arg(long, value_name = "N", default_value = "1", value_parser = vcpus)]
     cpus: u32,
@@ -149,6 +165,7 @@ impl ContainerArgs {
     /// There is no such image, or it cannot be made as the flags say.
     pub fn create(&self, what: &str) -> anyhow::Result<Container> {
         self.check_restart(what)?;
+        let isolation = self.isolation(what)?;
         let store = store::open(what)?;
         // Nobody removes the image before there is a container that uses it.
         let _held = store.hold_content().map_err(store::explain(what))?;
@@ -167,13 +184,31 @@ impl ContainerArgs {
         };
         let environment = environment(&self.env_file, &self.env, what)?;
         let container = containers.create(self.name.as_deref(), |id, name, held| {
-            let config = self.config(id, name, &image, environment, what)?;
+            let config = self.config(id, name, &image, environment, isolation, what)?;
             self.mounts.mount(config, image_volumes(&image), &containers, held, what)
         })?;
         if let Some(mut file) = cidfile {
             file.write_all(container.config.id.as_bytes())?;
         }
         Ok(container)
+    }
+
+    fn isolation(&self, what: &str) -> Result<Isolation, Failure> {
+        let conflict = |why: &str, instead: &str| Err(Failure::new(what, why, instead));
+        match (self.isolation, &self.oci_runtime) {
+            (Kind::Vm, None) => Ok(Isolation::MicroVm),
+            (Kind::Vm, Some(_)) => {
+                conflict("an OCI runtime is for containers without a VM", "--isolation container as well")
+            }
+            (Kind::Container, _) if self.no_template => {
+                conflict("without a VM there is no template", "the same without --no-template")
+            }
+            (Kind::Container, runtime) => {
+                container::may_run(what)?;
+                let name = runtime.as_deref().unwrap_or(Path::new(container::runtime::DEFAULT));
+                Ok(Isolation::Container { runtime: container::runtime::find(name, what)? })
+            }
+        }
     }
 
     fn check_restart(&self, what: &str) -> Result<(), Failure> {
@@ -206,6 +241,7 @@ impl ContainerArgs {
         name: String,
         image: &Image,
         environment: Vec<String>,
+        isolation: Isolation,
         what: &str,
     ) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
@@ -231,6 +267,7 @@ impl ContainerArgs {
             created: Timestamp::now(),
             image: ImageUse { name: self.image.clone(), id: image.id, manifest: image.manifest_digest },
             process,
+            isolation,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
             cold: self.no_template,
             terminal: self.tty,

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Found, Problem, Store};
+use coracle::sandbox::Isolation;
 use coracle::supervisor::{Container, Containers, LogDriver, MountSource, State, Status, Volumes};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -120,7 +121,11 @@ fn describe_container(container: &Container, state: &State) -> Value {
             "ShmSize": config.surroundings.shm_size,
             "Tmpfs": config.surroundings.tmpfs.iter().cloned().collect::<BTreeMap<_, _>>(),
             "AutoRemove": config.remove,
-            "Isolation": "vm",
+            "Isolation": config.isolation.to_string(),
+            "Runtime": match &config.isolation {
+                Isolation::MicroVm => json!("coracle-vmm"),
+                Isolation::Container { runtime } => json!(runtime),
+            },
             "LogConfig": { "Type": if config.log == LogDriver::None { "none" } else { "json-file" }, "Config": {} },
             "Memory": config.shape.memory_mib << 20,
             "NanoCpus": u64::from(config.shape.cpus) * 1_000_000_000,

@@ -142,7 +142,7 @@ pub fn row(container: &Container, state: &State, whole: bool) -> Value {
         "Labels": labels.join(","),
         "CPUs": config.shape.cpus.to_string(),
         "Memory": format!("{}MiB", config.shape.memory_mib),
-        "Isolation": "vm",
+        "Isolation": config.isolation.to_string(),
     })
 }
 

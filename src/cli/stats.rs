@@ -21,7 +21,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Show what containers use.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The figures are those of the guest's own kernel. VM MEM is what the microVM takes of the host."
+    after_help = "The figures are those of the guest's own kernel, or without a VM of the container's control group. VM MEM is what the microVM takes of the host."
 )]
 pub struct StatsArgs {
     /// Show it once
@@ -59,7 +59,8 @@ struct Measured {
     name: String,
     at: Instant,
     usage: coracle_protocol::Usage,
-    host_memory: u64,
+    /// Of its VMM, where there is one.
+    host_memory: Option<u64>,
 }
 
 fn measure(args: &StatsArgs) -> Result<Vec<Measured>, Failure> {
@@ -88,7 +89,7 @@ fn ask(container: &Container, state: &State) -> Result<Measured, Failure> {
         name: container.config.name.clone(),
         at: Instant::now(),
         usage,
-        host_memory: resident(state.pid),
+        host_memory: (!container.config.isolation.is_container()).then(|| resident(state.pid)),
     })
 }
 
@@ -121,7 +122,7 @@ fn row(one: &Measured, before: Option<&Measured>) -> Value {
         "NetIO": pair(usage.received, usage.sent),
         "BlockIO": pair(usage.read, usage.written),
         "PIDs": usage.pids.to_string(),
-        "VmMem": units::size(one.host_memory),
+        "VmMem": one.host_memory.map_or_else(|| "--".to_owned(), units::size),
     })
 }
 

@@ -3,12 +3,14 @@
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ipnet::{IpNet, Ipv4Net};
 
 use super::dns::{NameServer, Resolvers};
 use super::model::{DEFAULT, Lease, Network};
+use super::namespace::NetworkNamespace;
 use super::passt::{Passt, Plan};
 use super::ports::{self, Listener, Proxy, Publish, Published};
 use super::store::{Locked, Store};
@@ -31,6 +33,8 @@ pub struct Request {
     pub mac: Option<MacAddress>,
     /// Ports to publish.
     pub ports: Vec<Publish>,
+    /// Where it lives, if it has no VM.
+    pub namespace: Option<NetworkNamespace>,
 }
 
 /// A container's connection to a network, which ends when this is dropped, or the process ends.
@@ -54,6 +58,7 @@ pub struct Attachment {
     pub ports: Vec<Published>,
     container: String,
     network: String,
+    namespace: Option<NetworkNamespace>,
     store: Store,
     // The order is that in which they end: nothing comes in any more before the network goes.
     proxy: Option<Proxy>,
@@ -71,6 +76,11 @@ impl Attachment {
     /// How the VMM is to connect the guest's card.
     pub fn config(&self) -> NetConfig {
         NetConfig { backend: self.backend.clone(), mac: Some(self.mac) }
+    }
+
+    /// The network namespace of a container without a VM, as others find it while this is there.
+    pub fn namespace(&self) -> Option<PathBuf> {
+        self.namespace.as_ref().map(NetworkNamespace::path)
     }
 
     /// Ends it, and says what did not work.
@@ -148,6 +158,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
         ports: published,
         container: request.container.clone(),
         network: name,
+        namespace: request.namespace.clone(),
         store: store.clone(),
         proxy: None,
         names: None,
@@ -155,10 +166,14 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
         life: Some(life),
     };
     let gateway = network.ipv4.gateway;
-    let made = host::fit(&locked, &networks);
+    let pair = request.namespace.as_ref().map_or(Ok(()), |namespace| host::make_pair(&lease, namespace));
+    let made = pair.and_then(|()| host::fit(&locked, &networks));
     // What comes next does not change what others see; and dropping the attachment takes the lock.
     drop(locked);
     made?;
+    if let Some(namespace) = &attachment.namespace {
+        namespace.configure(attachment.mtu, &attachment.addresses, &attachment.gateways)?;
+    }
     attachment.serve(listeners, lease.ipv4, gateway)?;
     Ok(attachment)
 }
@@ -202,6 +217,7 @@ fn attach_alone(store: &Store, request: &Request, listeners: Vec<Listener>, what
         ports: listeners.iter().map(|listener| listener.published).collect(),
         container: request.container.clone(),
         network: DEFAULT.to_owned(),
+        namespace: None,
         store: store.clone(),
         proxy: None,
         names: None,
@@ -377,7 +393,8 @@ fn lease(network: &mut Network, request: &Request, ports: &[Published], what: &s
     };
     let ipv6 = network.ipv6.as_ref().map(|pool| ipam::ipv6_for(pool, network.ipv4.subnet, ipv4));
     let (names, ports, tap) = (request.names.clone(), ports.to_vec(), host::tap_name(network, &request.container));
-    Ok(Lease { names, mac, ipv4, ipv6, tap, attached: true, since: now(), ports })
+    let pair = request.namespace.is_some();
+    Ok(Lease { names, mac, ipv4, ipv6, tap, pair, attached: true, since: now(), ports })
 }
 
 /// A network that goes up must not take addresses that this host reaches elsewhere.

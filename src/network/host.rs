@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::ipam;
 use super::model::{Lease, Network};
+use super::namespace::{self, NetworkNamespace};
 use super::netlink::{Change, Link, Netlink};
 use super::nft;
 use super::store::Locked;
@@ -116,6 +117,21 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes the pair of interfaces of a container without a VM, whose other end is in its namespace.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_pair(lease: &Lease, namespace: &NetworkNamespace) -> Result<(), Failure> {
+    let mut netlink = Netlink::open().map_err(failed("opening rtnetlink"))?;
+    // One of its last life, whose namespace somebody still has.
+    let links = netlink.links().map_err(failed("listing interfaces"))?;
+    if let Some(old) = links.iter().find(|link| link.name == lease.tap) {
+        remove(&mut netlink, old)?;
+    }
+    let made = netlink.add_pair(&lease.tap, namespace::CARD, lease.mac.bytes(), namespace.descriptor());
+    made.map_err(failed("making a pair of interfaces (veth)"))
+}
+
 /// Whether this process may make bridges and TAPs.
 pub fn may_change() -> bool {
     let may = |sets: rustix::thread::CapabilitySets| sets.effective.contains(rustix::thread::CapabilitySet::NET_ADMIN);
@@ -184,6 +200,8 @@ fn raise_tap(
     let index = match links.iter().find(|link| link.name == *name) {
         Some(link) if link.bridge == Some(bridge) && link.alias.as_ref() == Some(&marks.alias) => return Ok(()),
         Some(link) => link.index,
+        // It went with its namespace: there is nobody left to be connected.
+        None if lease.pair => return Ok(()),
         None => {
             Tap::create(name).map_err(|error| Failure::new(WHAT, &error, error.try_next()))?;
             index_of(netlink, name)?

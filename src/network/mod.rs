@@ -8,7 +8,8 @@
 //!
 //! Without root each container has a network of its own, in user space ([`passt`]).
 //!
-//! Without root each container has a network of its own in user space ([`passt`]).
+//! A container without a VM has one end of a pair of interfaces in a network namespace ([`namespace`]), whose other end is
+//! where the TAP of a VM would be; all else is alike.
 
 mod attach;
 pub mod dns;
@@ -16,6 +17,7 @@ mod host;
 mod ipam;
 mod manage;
 mod model;
+mod namespace;
 mod netlink;
 mod nft;
 mod passt;
@@ -27,6 +29,7 @@ pub use attach::{Attachment, Request, attach, attach_in, detach, forget, reconci
 pub use host::may_change as may_create;
 pub use manage::{New, Removed, create, find, list, prune, remove};
 pub use model::{DEFAULT, Ipv4Pool, Ipv6Pool, Lease, Network};
+pub use namespace::NetworkNamespace;
 pub use ports::{PortError, Protocol, Publish, Published};
 pub use store::Store;
 

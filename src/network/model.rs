@@ -76,8 +76,11 @@ pub struct Lease {
     pub ipv4: Ipv4Addr,
     /// Its IPv6 address, in a network with IPv6.
     pub ipv6: Option<Ipv6Addr>,
-    /// The TAP interface on the host.
+    /// The interface on the host.
     pub tap: String,
+    /// That is one end of a pair, whose other end is in a network namespace, and not a TAP.
+    #[serde(default)]
+    pub pair: bool,
     /// It is attached, or its monitor died before it could detach; else only its addresses are kept for it.
     pub attached: bool,
     /// When it was attached or detached, in seconds since 1970.

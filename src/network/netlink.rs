@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -10,8 +11,12 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{InfoBridge, InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use netlink_packet_route::link::{
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -78,6 +83,43 @@ impl Netlink {
         let info = vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)];
         message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
         self.ask(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Makes a pair of interfaces: one here, and one with this name and Ethernet address in another network namespace.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_pair(&mut self, name: &str, other: &str, mac: [u8; 6], namespace: RawFd) -> io::Result<()> {
+        let mut peer = LinkMessage::default();
+        peer.attributes = vec![
+            LinkAttribute::IfName(other.to_owned()),
+            LinkAttribute::Address(mac.to_vec()),
+            LinkAttribute::NetNsFd(namespace),
+        ];
+        let mut message = LinkMessage::default();
+        let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))];
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
+        self.ask(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+    }
+
+    /// Has everything that no other route is for go through an interface, to a router that need not be in its network.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
+        let mut message = RouteMessage::default();
+        let (family, gateway) = match gateway {
+            IpAddr::V4(address) => (AddressFamily::Inet, RouteAddress::Inet(address)),
+            IpAddr::V6(address) => (AddressFamily::Inet6, RouteAddress::Inet6(address)),
+        };
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = RouteProtocol::Boot;
+        message.header.scope = RouteScope::Universe;
+        message.header.kind = RouteType::Unicast;
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes = vec![RouteAttribute::Gateway(gateway), RouteAttribute::Oif(index)];
+        self.ask(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
     /// Changes an interface, and brings it up.

@@ -15,6 +15,7 @@ fn network(name: &str, subnet: &str, internal: bool) -> Network {
         ipv4,
         ipv6: None,
         tap: format!("tap-{name}"),
+        pair: false,
         attached: true,
         since: 0,
         ports: Vec::new(),

@@ -29,7 +29,7 @@ use super::names;
 use super::record::{Config, State};
 use super::wire::Exit;
 use crate::failure::Failure;
-use crate::{file_lock, network};
+use crate::{file_lock, network, sandbox};
 
 /// The containers of one user.
 #[derive(Clone, Debug)]
@@ -320,6 +320,7 @@ impl Container {
 
     fn settle(&self, state: &mut State) -> Result<(), Failure> {
         // The VMM ends with its monitor; the sockets are what is left.
+        self.reap();
         remove_sockets(&state.sockets);
         let ended = match state.status.is_up() {
             true => State { exit: Exit { status: KILLED, out_of_memory: false }, ..state.clone().ended() },
@@ -335,6 +336,15 @@ impl Container {
         self.set_state(state)
     }
 
+    /// Ends what a killed monitor has left running where there is no VM to end with it.
+    fn reap(&self) {
+        if self.config.isolation.is_container()
+            && let Err(error) = sandbox::container::reap(&self.config.id)
+        {
+            log::warn!("cannot end all of container {}: {error}", self.config.name);
+        }
+    }
+
     /// Removes it from the disk. Nobody may look after it.
     ///
     /// # Errors
@@ -345,6 +355,7 @@ impl Container {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(cannot("remove", &self.directory)(error)),
             _ => {}
         }
+        self.reap();
         // A monitor may have been killed before it wrote down where they are.
         remove_sockets(&self.socket_directory());
         if self.config.network.is_some() {

@@ -73,6 +73,17 @@ pub fn container(config: &Config, connected: Option<&Attachment>, shared: &[Shar
     }
 }
 
+/// A container of a program alone, with neither a network nor anything of the host's, whose root is in memory.
+pub fn bare_container(spec: &ProcessSpec, shm_size: u64) -> Container {
+    Container {
+        root: Text::new(ROOT),
+        hostname: Text::new(&spec.hostname),
+        shm_size,
+        files: etc(&spec.hostname, &[], &[]),
+        ..Container::default()
+    }
+}
+
 /// A process in it: its first, or another.
 pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<WindowSize>) -> Process {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
@@ -135,7 +146,6 @@ fn interface(connected: &Attachment) -> Interface {
 
 /// The files of `/etc` that Docker makes.
 fn files(config: &Config, connected: Option<&Attachment>) -> Vec<File> {
-    let file = |path: &str, content: String| File { path: path.into(), mode: 0o644, content: content.into_bytes() };
     let addresses: Vec<IpAddr> =
         connected.iter().flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
     let named = config.surroundings.hosts.iter().flat_map(|(name, address)| {
@@ -146,16 +156,22 @@ fn files(config: &Config, connected: Option<&Attachment>) -> Vec<File> {
         found.into_iter().map(|address| (name.clone(), address))
     });
     let named: Vec<(String, IpAddr)> = named.collect();
-    let mut files = vec![
-        file("/etc/hostname", format!("{}\n", config.process.hostname)),
-        file("/etc/hosts", hosts(&config.process.hostname, &addresses, &named)),
-    ];
+    let mut files = etc(&config.process.hostname, &addresses, &named);
     if let (Some(network), Some(connected)) = (&config.network, connected) {
         let servers = if network.dns.is_empty() { &connected.nameservers } else { &network.dns };
         let search = if network.search.is_empty() { &connected.search } else { &network.search };
         files.push(file("/etc/resolv.conf", resolver(servers, search, &network.options)));
     }
     files
+}
+
+fn file(path: &str, content: String) -> File {
+    File { path: path.into(), mode: 0o644, content: content.into_bytes() }
+}
+
+fn etc(hostname: &str, addresses: &[IpAddr], named: &[(String, IpAddr)]) -> Vec<File> {
+    let hosts = hosts(hostname, addresses, named);
+    vec![file("/etc/hostname", format!("{hostname}\n")), file("/etc/hosts", hosts)]
 }
 
 fn hosts(hostname: &str, own: &[IpAddr], more: &[(String, IpAddr)]) -> String {

@@ -14,7 +14,7 @@ use super::mounts::MountUse;
 use super::wire::Exit;
 use crate::image::Digest;
 use crate::network::{Publish, Published};
-use crate::sandbox::{ProcessSpec, Shape, Templates};
+use crate::sandbox::{Isolation, ProcessSpec, Shape, Templates};
 use crate::vmm::devices::virtio::net::MacAddress;
 
 /// A container as it was made. Only its name can change.
@@ -30,7 +30,10 @@ pub struct Config {
     pub image: ImageUse,
     /// What runs in it.
     pub process: ProcessSpec,
-    /// vCPUs and memory.
+    /// What is between it and the host.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// CPUs and memory.
     pub shape: Shape,
     /// Its VM starts from the kernel, and is no clone of a template.
     #[serde(default)]
@@ -160,7 +163,7 @@ pub enum LogDriver {
 pub struct State {
     /// What it does.
     pub status: Status,
-    /// Process number of its VMM; 0 where there is none.
+    /// Process number of its VMM, or of its first process; 0 where there is none.
     pub pid: u32,
     /// When its program last started.
     pub started: Option<Timestamp>,

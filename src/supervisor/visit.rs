@@ -11,7 +11,9 @@ use super::monitor::{make_socket_directory, shares, storage};
 use super::record::State;
 use crate::failure::Failure;
 use crate::image::{ImageError, Store};
-use crate::sandbox::{Agent, Devices, MicroVm, NotRun, ProcessStart, Running, capabilities};
+use crate::sandbox::{
+    Agent, Devices, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, capabilities,
+};
 use crate::vmm::virtiofsd::Virtiofsd;
 
 /// A task at work. It ends with this.
@@ -24,7 +26,7 @@ pub struct Visit {
 
 /// Dropped in this order.
 struct Vm {
-    vm: Option<MicroVm>,
+    vm: Option<Sandbox>,
     _serving: Vec<Virtiofsd>,
     sockets: PathBuf,
     container: Container,
@@ -80,21 +82,30 @@ fn boot(
     let image = store.image(&config.image.manifest).map_err(explain)?;
     let rootfs = store.rootfs(&image).map_err(Failure::from)?;
     let mut visit = Vm { vm: None, _serving: Vec::new(), sockets, container: container.clone(), _held: held };
-    let serving = shares::start(container, &visit.sockets, state.started.is_none())?;
-    let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
-    let devices = Devices {
-        rootfs,
-        written: config.storage_size.map(|size| storage::disk(container.directory(), size)).transpose()?,
-        nets: Vec::new(),
-        shares: serving.iter().map(Virtiofsd::config).collect(),
-        vsock: visit.sockets.join("vsock"),
-        control: visit.sockets.join("control"),
+    let shared = shares::Shares::find(container, state.started.is_none())?;
+    let written = config.storage_size.map(|size| storage::disk(container.directory(), size)).transpose()?;
+    let sandbox = match &config.isolation {
+        Isolation::MicroVm => {
+            visit._serving = shared.serve(&visit.sockets)?;
+            let devices = Devices {
+                rootfs,
+                written,
+                nets: Vec::new(),
+                shares: visit._serving.iter().map(Virtiofsd::config).collect(),
+                vsock: visit.sockets.join("vsock"),
+                control: visit.sockets.join("control"),
+            };
+            Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates())?)
+        }
+        Isolation::Container { runtime } => {
+            let ground = shared.ground(config, runtime, rootfs, written, &visit.sockets, None);
+            Sandbox::Container(NamespaceContainer::start(ground)?)
+        }
     };
-    visit._serving = serving;
-    let vm = visit.vm.insert(MicroVm::start(config.shape, &devices, config.templates())?);
-    let agent = vm.agent()?;
+    let agent = visit.vm.insert(sandbox).agent()?;
     drop(content);
-    start.container = Some(coracle_protocol::Container { init: false, ..describe::container(config, None, &shared) });
+    start.container =
+        Some(coracle_protocol::Container { init: false, ..describe::container(config, None, &shared.describe()) });
     let process = agent.start(start)?;
     Ok((visit, process))
 }

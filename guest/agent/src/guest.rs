@@ -110,7 +110,12 @@ impl Guest {
         let none = || (ErrorCode::FAILED, "this kernel has no control groups".into());
         let cgroup = container.cgroup.as_ref().ok_or_else(none)?;
         match question {
-            Question::Top => return Ok(Message::Processes(statistics::processes(cgroup, container.pid))),
+            Question::Top => {
+                return Ok(Message::Processes(statistics::processes(
+                    &cgroup.processes(),
+                    &statistics::users_of(container.pid),
+                )));
+            }
             Question::Freeze(frozen) => {
                 let outcome = if frozen { cgroup.freeze() } else { cgroup.thaw() };
                 outcome.map_err(failed("cannot stop or continue the container's processes"))?;

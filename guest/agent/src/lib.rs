@@ -4,7 +4,8 @@
 //! Until the agent is ready it makes nine system calls and allocates nothing: the time a guest takes to start is made of
 //! what its kernel executes. Mounting, reaping, and the console come later, when something needs them.
 //!
-//! The program is in `freestanding/`; what is here also runs, and is tested, on the host.
+//! The program is in `freestanding/`; what is here also runs, and is tested, on the host. What is public besides the agent
+//! itself is what the host does for containers that run without a VM, so that both do it alike.
 #![no_std]
 
 extern crate alloc;
@@ -12,7 +13,7 @@ extern crate alloc;
 extern crate std;
 
 mod agent;
-mod archive;
+pub mod archive;
 mod cgroup;
 mod child;
 mod connection;
@@ -20,7 +21,7 @@ mod console;
 mod credentials;
 mod facts;
 mod files;
-mod fill;
+pub mod fill;
 mod guest;
 mod init;
 mod inserts;
@@ -35,11 +36,11 @@ mod renewal;
 mod rootfs;
 mod settings;
 mod signals;
-mod statistics;
+pub mod statistics;
 mod streams;
 mod sys;
 mod terminal;
-mod users;
+pub mod users;
 mod vsock;
 mod workload;
 

@@ -21,8 +21,14 @@ const SECTOR: u64 = 512;
 /// Ticks of a second as user space sees them (`USER_HZ`).
 const MS_PER_TICK: u64 = 10;
 
+/// The users of the container whose PID 1 this is, `passwd(5)`.
+pub(crate) fn users_of(first: Pid) -> Vec<u8> {
+    let path = CString::new(format!("/proc/{}/root/etc/passwd", first.as_raw_nonzero()));
+    path.ok().and_then(|path| read_file(&path)).unwrap_or_default()
+}
+
 /// What the container of this group uses.
-pub fn usage(cgroup: Option<&Cgroup>) -> Usage {
+pub(crate) fn usage(cgroup: Option<&Cgroup>) -> Usage {
     let memory = read_file(c"/proc/meminfo").unwrap_or_default();
     let bytes = |name| value(&memory, name).unwrap_or(0).saturating_mul(1024);
     let (received, sent) = network(&text(c"/proc/net/dev"));
@@ -39,16 +45,13 @@ pub fn usage(cgroup: Option<&Cgroup>) -> Usage {
     }
 }
 
-/// Processes of a group; `first` is PID 1 of the container.
-pub fn processes(cgroup: &Cgroup, first: Pid) -> Processes {
-    let root = |file: &str| CString::new(format!("/proc/{}/root/{file}", first.as_raw_nonzero())).ok();
-    let passwd = root("etc/passwd").and_then(|path| read_file(&path)).unwrap_or_default();
+/// These processes of a container, whose users are in this `passwd(5)`.
+pub fn processes(ids: &[Pid], passwd: &[u8]) -> Processes {
     let facts = |pid: &Pid| {
         let directory = format!("/proc/{}", pid.as_raw_nonzero());
         let file = |name: &str| read_file(&CString::new(format!("{directory}/{name}")).ok()?);
-        describe(&file("stat")?, &file("status")?, &file("cmdline")?, &passwd, sys::uptime_ms())
+        describe(&file("stat")?, &file("status")?, &file("cmdline")?, passwd, sys::uptime_ms())
     };
-    let ids = cgroup.processes();
     let mut list: Vec<(u32, ProcessFacts)> = ids.iter().take(MAX_PROCESSES).filter_map(facts).collect();
     // Parents are named as the agent sees them, until all are known.
     let seen: Vec<(u32, u32)> = list.iter().map(|(outer, facts)| (*outer, facts.pid)).collect();
@@ -95,7 +98,7 @@ fn terminal(device: u64) -> Option<u32> {
 }
 
 /// Bytes received and sent, of all lines of `/proc/net/dev` but the loopback's.
-fn network(devices: &str) -> (u64, u64) {
+pub fn network(devices: &str) -> (u64, u64) {
     let counted = devices.lines().filter_map(|line| {
         let (name, counters) = line.split_once(':')?;
         let mut counters = counters.split_ascii_whitespace();

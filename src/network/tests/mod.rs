@@ -108,6 +108,7 @@ fn request(network: &str, name: &str, ports: &[&str]) -> Request {
         address: None,
         mac: None,
         ports: ports.iter().flat_map(|word| Publish::parse(word).unwrap()).collect(),
+        namespace: None,
     }
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The process that looks after one running container: it owns the VM, keeps the output, and tells how it ended.
+//! The process that looks after one running container: it owns the VM, or what stands for it, keeps the output, and tells
+//! how it ended.
 
 mod clients;
 mod output;
@@ -29,8 +30,10 @@ use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
-use crate::network::{self, Attachment};
-use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
+use crate::network::{self, Attachment, NetworkNamespace};
+use crate::sandbox::{
+    Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, Stopper,
+};
 use crate::vmm::virtiofsd::Virtiofsd;
 
 const SIGKILL: u8 = 9;
@@ -170,24 +173,35 @@ impl Monitor {
         let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
-        let serving = shares::start(&self.container, &state.sockets, first)?;
-        let devices = Devices {
-            rootfs,
-            written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
-            nets: connected.iter().map(Attachment::config).collect(),
-            shares: serving.iter().map(|(serving, _)| serving.config()).collect(),
-            vsock: self.vsock.clone(),
-            control: state.sockets.join("control"),
+        let shared = shares::Shares::find(&self.container, first)?;
+        let written = config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?;
+        let mut serving = Vec::new();
+        let sandbox = match &config.isolation {
+            Isolation::MicroVm => {
+                serving = shared.serve(&state.sockets)?;
+                let devices = Devices {
+                    rootfs,
+                    written,
+                    nets: connected.iter().map(Attachment::config).collect(),
+                    shares: serving.iter().map(Virtiofsd::config).collect(),
+                    vsock: self.vsock.clone(),
+                    control: state.sockets.join("control"),
+                };
+                Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates())?)
+            }
+            Isolation::Container { runtime } => {
+                let network = connected.as_ref().and_then(Attachment::namespace);
+                let ground = shared.ground(config, runtime, rootfs, written, &state.sockets, network);
+                Sandbox::Container(NamespaceContainer::start(ground)?)
+            }
         };
-        let vm = MicroVm::start(config.shape, &devices, config.templates())?;
-        let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
-        self.enter(Phase::Starting(Some(vm.stopper()?)));
-        let agent = vm.agent()?;
+        self.enter(Phase::Starting(Some(sandbox.stopper()?)));
+        let agent = sandbox.agent()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
         let start = ProcessStart {
-            container: Some(describe::container(config, connected.as_ref(), &shared)),
+            container: Some(describe::container(config, connected.as_ref(), &shared.describe())),
             process: describe::process(&config.process, &config.surroundings, terminal),
             task: Task::Program,
             stdin: config.interactive,
@@ -196,27 +210,27 @@ impl Monitor {
         let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
-        state.pid = vm.pid();
+        state.pid = sandbox.pid();
         self.container.set_state(state)?;
-        Ok(Started { vm, process, connected, serving })
+        Ok(Started { sandbox, process, connected, serving })
     }
 
     /// From there to its end.
     fn follow(self: &Arc<Self>, started: Started) -> Result<Exit, Failure> {
-        let Started { vm, mut process, connected, serving } = started;
+        let Started { sandbox, mut process, connected, serving } = started;
         let path = self.container.log();
         let kept = (self.container.config.log == LogDriver::JsonFile).then_some(&*path);
         let output = Output::open(Arc::clone(self), kept)?;
-        self.enter(Phase::Running(process.handle.clone(), vm.stopper()?));
+        self.enter(Phase::Running(process.handle.clone(), sandbox.stopper()?));
         self.clients.tell(&Reply::Started, None);
         for (from, stream) in [(process.stdout.take(), Stream::Stdout), (process.stderr.take(), Stream::Stderr)] {
             if let Some(from) = from {
                 output.copy(from, stream);
             }
         }
-        let ended = process.wait().map_err(|failure| vm.gone(failure.why));
+        let ended = process.wait().map_err(|failure| sandbox.gone(failure));
         output.finish(FAREWELL);
-        vm.stop();
+        sandbox.stop();
         drop(serving);
         // Ports are free again before anybody hears of the end.
         drop(connected);
@@ -365,9 +379,9 @@ fn allow_connections() {
     }
 }
 
-/// A container whose program runs. The VM ends before its network does.
+/// A container whose program runs. It ends before its network does.
 struct Started {
-    vm: MicroVm,
+    sandbox: Sandbox,
     process: Running,
     connected: Option<Attachment>,
     serving: Vec<Virtiofsd>,
@@ -375,6 +389,7 @@ struct Started {
 
 fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
     let short = config.id.chars().take(12).collect();
+    let namespace = config.isolation.is_container().then(NetworkNamespace::new).transpose()?;
     network::attach(&network::Request {
         network: network.name.clone(),
         container: config.id.clone(),
@@ -382,6 +397,7 @@ fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> 
         address: network.address,
         mac: network.mac,
         ports: network.ports.clone(),
+        namespace,
     })
 }
 

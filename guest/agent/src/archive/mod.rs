@@ -12,6 +12,9 @@ mod tests;
 use alloc::format;
 use alloc::string::String;
 
+pub use pack::pack;
+pub use unpack::unpack;
+
 use coracle_protocol::Task;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::Errno;
