@@ -5,12 +5,12 @@ use std::fmt::Write;
 
 use super::report::{Outcome, Report};
 use super::statistics::Summary;
-use super::svg::{bars, ecdf, escape, time, waterfall};
+use super::svg::{bars, ecdf, escape, series, time, waterfall};
 
 /// Light, or dark where the reader prefers that. Colours are told apart by people who see few (Okabe, Ito 2008).
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1a1c1e;--bg:#fff;--dim:#5f6670;--rule:#dde1e6;--c0:#0072b2;--c1:#56b4e9;--c2:#d55e00;\
---c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f}\
+--c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f;--c7:#8c6d31}\
 @media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#4aa3df;--c2:#f0803c;\
 --c4:#2fc79a}}\
 *{box-sizing:border-box}body{margin:0 auto;max-width:46rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;\
@@ -20,11 +20,11 @@ figure{margin:1rem 0}svg{display:block;width:100%;height:auto;overflow:visible}\
 svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg .tick{font-size:9px;fill:var(--dim)}\
 svg .grid{stroke:var(--rule);stroke-width:1}svg .whisker{stroke:var(--fg);stroke-width:1.2;fill:none}\
 svg .line{fill:none;stroke-width:1.6}\
-.c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}.c5{fill:var(--c5)}.c6{fill:var(--c6)}\
+.c0{fill:var(--c0)}.c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}.c4{fill:var(--c4)}.c5{fill:var(--c5)}.c6{fill:var(--c6)}.c7{fill:var(--c7)}\
 .l0{stroke:var(--c0)}.l1{stroke:var(--c1)}.l2{stroke:var(--c2)}.l3{stroke:var(--c3)}.l4{stroke:var(--c4)}.l5{stroke:var(--c5)}\
-.l6{stroke:var(--c6)}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}\
+.l6{stroke:var(--c6)}.l7{stroke:var(--c7)}.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.35em}\
 .k0{background:var(--c0)}.k1{background:var(--c1)}.k2{background:var(--c2)}.k3{background:var(--c3)}.k4{background:var(--c4)}\
-.k5{background:var(--c5)}.k6{background:var(--c6)}.legend span{margin-right:1em;white-space:nowrap}\
+.k5{background:var(--c5)}.k6{background:var(--c6)}.k7{background:var(--c7)}.legend span{margin-right:1em;white-space:nowrap}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{padding:.25rem .6rem .25rem 0;text-align:right;\
 border-bottom:1px solid var(--rule);white-space:nowrap}th:first-child,td:first-child{text-align:left}code{font-size:.85em}";
 
@@ -40,6 +40,7 @@ pub fn page(report: &Report) -> String {
     let _ = write!(page, "<p><code>{command}</code> · {}</p>", escape(&headline(report)));
     page += &plots(report);
     page += &table(report);
+    page += &comparison(report);
     page += "<h2>What must be known of these figures</h2><ul>";
     report.notes.iter().for_each(|note| _ = write!(page, "<li>{}</li>", escape(note)));
     page += "</ul>";
@@ -77,16 +78,14 @@ fn plots(report: &Report) -> String {
         .collect();
     if !rows.is_empty() {
         let plot = ecdf("Distribution of starts", &rows);
-        let keys: String = rows
-            .iter()
-            .map(|(name, at, _)| format!("<span><i class=\"key k{at}\"></i>{}</span>", escape(name)))
-            .collect();
+        let keys: String = rows.iter().map(|(name, at, _)| key(name, *at)).collect();
         let caption = "Part of the runs that took no longer.";
         let _ = write!(
             text,
             "<h2>Every run</h2><figure>{plot}<figcaption>{caption}<div class=\"legend\">{keys}</div></figcaption></figure>"
         );
     }
+    text += &rates(report);
     let boots = numbered().filter(|(_, one)| one.is_boot);
     let rows: Vec<(&str, usize, &Summary)> = boots.filter_map(|(at, one)| Some((one.name, at, one.main()?))).collect();
     if !rows.is_empty() {
@@ -102,6 +101,46 @@ fn plots(report: &Report) -> String {
             write!(text, "<h2>Where a cold start goes</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
     }
     text
+}
+
+/// Of a legend.
+fn key(name: &str, class: usize) -> String {
+    format!("<span><i class=\"key k{class}\"></i>{}</span>", escape(name))
+}
+
+/// How many start in a second, by how many at once.
+fn rates(report: &Report) -> String {
+    let rated = || report.backends.iter().enumerate().filter(|(_, one)| !one.rates.is_empty());
+    let mut levels: Vec<usize> = rated().flat_map(|(_, one)| one.rates.iter().map(|rate| rate.at_once)).collect();
+    levels.sort_unstable();
+    levels.dedup();
+    if levels.is_empty() {
+        return String::new();
+    }
+    let value =
+        |one: &Outcome, level: usize| one.rates.iter().find(|rate| rate.at_once == level).map(|rate| rate.per_second);
+    let rows: Vec<(&str, usize, Vec<Option<f64>>)> =
+        rated().map(|(at, one)| (one.name, at, levels.iter().map(|level| value(one, *level)).collect())).collect();
+    let steps: Vec<String> = levels.iter().map(ToString::to_string).collect();
+    let plot = series("Starts in a second by how many at once", &steps, &rows, "/s");
+    let keys: String = rows.iter().map(|(name, at, _)| key(name, *at)).collect();
+    let caption = "Starts in a second, to the end of the command, by how many were started at once.";
+    format!(
+        "<h2>Many at once</h2><figure>{plot}<figcaption>{caption}<div class=\"legend\">{keys}</div></figcaption></figure>"
+    )
+}
+
+/// Against an earlier result.
+fn comparison(report: &Report) -> String {
+    let Some(comparison) = &report.comparison else { return String::new() };
+    let mut text = format!("<h2>Against {}</h2><ul>", escape(&comparison.started));
+    for one in &comparison.backends {
+        let _ = write!(text, "<li>{}: {}: {}</li>", one.name, one.ratio, one.verdict);
+    }
+    if !comparison.differs.is_empty() {
+        let _ = write!(text, "<li>That was with another {}.</li>", comparison.differs.join(", "));
+    }
+    text + &format!("</ul><p>{}</p>", escape(&comparison.sentence()))
 }
 
 fn table(report: &Report) -> String {
@@ -197,7 +236,7 @@ mod tests {
             assert!(!page.contains(external), "{external}");
         }
         assert!(page.contains("prefers-color-scheme:dark") && page.contains("width=device-width"));
-        assert_eq!(page.matches("<svg").count(), 4);
+        assert_eq!(page.matches("<svg").count(), 5);
         assert!(!page.contains("NaN") && !page.contains("inf"), "a plot has places that are none");
     }
 

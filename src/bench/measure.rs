@@ -86,6 +86,11 @@ impl Stopwatch {
         self.interrupted
     }
 
+    /// Waits for what programs that have ended left running.
+    pub fn settle(&mut self) {
+        settle(SETTLING);
+    }
+
     /// Runs `command` and watches it.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! [`measure`], and gives a [`Report`](report::Report), which [`statistics`] sums up.
 
 pub mod backend;
+pub mod burst;
+pub mod comparison;
 pub mod html;
 pub mod machine;
 pub mod measure;

@@ -6,6 +6,8 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::backend::{Kind, Sample};
+use super::burst::Burst;
+use super::comparison::Comparison;
 use super::machine::Machine;
 use super::statistics::{Ratio, Summary, median};
 use crate::vmm::stages::{Mark, Stage};
@@ -54,6 +56,10 @@ pub struct Report {
     pub baseline: Option<&'static str>,
     /// Where the time of a cold start of `coracle-vmm` goes.
     pub waterfall: Vec<Step>,
+    /// Against an earlier result, where one was named.
+    pub comparison: Option<Comparison>,
+    /// Caches of files were dropped before each run.
+    pub cold_caches: bool,
     /// What must be known of these figures.
     pub notes: Vec<String>,
 }
@@ -90,6 +96,20 @@ pub struct Outcome {
     pub cpu: Option<Summary>,
     /// First byte, against the baseline's; of the end where the command writes nothing.
     pub ratio: Option<Ratio>,
+    /// Several starts at once, by their number.
+    pub rates: Vec<Rate>,
+}
+
+/// So many starts at once.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rate {
+    /// How many at once.
+    pub at_once: usize,
+    /// Starts in a second, from the first launch to the last end.
+    pub per_second: f64,
+    /// To the first byte of each.
+    pub start: Option<Summary>,
 }
 
 /// One run. Times are in nanoseconds.
@@ -133,6 +153,15 @@ pub struct Step {
     pub kernel_instructions: Option<u64>,
 }
 
+impl Rate {
+    /// Of what was seen.
+    #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+    pub fn of(at_once: usize, burst: &Burst, seed: u64) -> Self {
+        let per_second = burst.starts_ns.len() as f64 / (burst.all_ns.max(1) as f64 / 1e9);
+        Self { at_once, per_second, start: Summary::of(&burst.starts_ns, seed) }
+    }
+}
+
 impl Outcome {
     /// One without figures yet.
     pub fn of(kind: Kind) -> Self {
@@ -151,7 +180,8 @@ impl Outcome {
         counted.map(figure).collect::<Option<_>>().unwrap_or_default()
     }
 
-    fn main_column(&self) -> Vec<u64> {
+    /// The samples of [`Outcome::main`].
+    pub fn main_column(&self) -> Vec<u64> {
         match (self.is_boot, &self.first_byte) {
             (true, _) => self.column(|run| run.ready_ns),
             (false, Some(_)) => self.column(|run| run.first_byte_ns),
@@ -202,6 +232,12 @@ impl Report {
         if self.host.is_busy() {
             let (load, cpus) = (self.host.load_before, self.host.cpus);
             notes.push(format!("The machine was busy: the load was {load:.1} on {cpus} CPUs before the first run."));
+        }
+        if self.cold_caches {
+            notes.push(
+                "The host's cache of files was dropped before each run: all that is read comes from the disk."
+                    .to_owned(),
+            );
         }
         if self.runs < 10 {
             notes.push(format!("{} runs are few: intervals of so small samples are too narrow.", self.runs));
@@ -309,7 +345,7 @@ pub mod testing {
         };
         let mut backends: Vec<Outcome> = Kind::ALL.map(Outcome::of).into();
         for (one, base) in
-            backends.iter_mut().zip([160_000_000, 0, 20_000_000, 0, 20_000_900, 120_000_000, 140_000_000])
+            backends.iter_mut().zip([160_000_000, 0, 40_000_000, 20_000_000, 0, 20_000_900, 120_000_000, 140_000_000])
         {
             if base > 0 {
                 one.samples = runs(base, one.is_boot);
@@ -338,9 +374,15 @@ pub mod testing {
             backends,
             baseline: None,
             waterfall: Vec::new(),
+            comparison: None,
+            cold_caches: false,
             notes: Vec::new(),
         };
         report.evaluate(&boots);
+        for one in report.backends.iter_mut().filter(|one| !one.is_boot && !one.samples.is_empty()) {
+            let burst = |all_ns| Burst { all_ns, starts_ns: vec![20_000_000; 8] };
+            one.rates = vec![Rate::of(1, &burst(160_000_000), 1), Rate::of(4, &burst(80_000_000), 1)];
+        }
         report
     }
 }
@@ -396,7 +438,7 @@ mod tests {
         let report = report();
         let stages: Vec<&str> = report.waterfall.iter().map(|step| step.stage.as_str()).collect();
         assert_eq!(stages, ["process start", "agent ready", "program running"]);
-        assert_eq!(report.csv().lines().count(), 1 + 5 * 12);
+        assert_eq!(report.csv().lines().count(), 1 + 6 * 12);
         assert!(report.csv().lines().all(|line| line.matches(',').count() == 6));
     }
 }

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use super::backend::{Backend, Failed, Kind, Sample, Workload, Workspace};
+use super::comparison::{Comparison, Earlier};
 use super::machine::Machine;
 use super::measure::Stopwatch;
-use super::report::{Outcome, Report, Run, SCHEMA, VERSION};
+use super::report::{Outcome, Rate, Report, Run, SCHEMA, VERSION};
 use super::schedule::turns;
 use crate::failure::Failure;
 use crate::image::{Image, Store};
@@ -40,6 +41,12 @@ pub struct Plan {
     pub coracle: PathBuf,
     /// Whether `coracle run` knows `--no-template`.
     pub templates: bool,
+    /// How many starts at once, besides one after the other.
+    pub concurrency: Vec<usize>,
+    /// Whether to drop the host's cache of files before each run.
+    pub cold_caches: bool,
+    /// An earlier result to compare with.
+    pub earlier: Option<Earlier>,
 }
 
 /// Measures it. `tell` hears what is being done. Whoever calls holds the image in the store, and has no other children.
@@ -64,6 +71,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         archive,
         coracle: plan.coracle.clone(),
         templates: plan.templates,
+        at_once: plan.concurrency.iter().copied().max().unwrap_or(1),
     };
     let mut interrupted = false;
     let mut outcomes: Vec<Outcome> = plan.backends.iter().copied().map(Outcome::of).collect();
@@ -93,6 +101,9 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
     if !interrupted {
         interrupted = measure(plan, &ready, &mut stopwatch, &mut outcomes, &mut boots, tell);
     }
+    if !interrupted {
+        interrupted = measure_rates(plan, &ready, &mut stopwatch, &mut outcomes, tell);
+    }
     host.look_again();
     if outcomes.iter().all(|one| one.samples.iter().all(|run| run.warm_up)) {
         return Err(nothing(&outcomes, interrupted));
@@ -114,9 +125,14 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         backends: outcomes,
         baseline: None,
         waterfall: Vec::new(),
+        comparison: None,
+        cold_caches: plan.cold_caches,
         notes: Vec::new(),
     };
     report.evaluate(&boots);
+    if let Some(earlier) = &plan.earlier {
+        report.comparison = Some(Comparison::of(&report, earlier));
+    }
     Ok(report)
 }
 
@@ -140,6 +156,12 @@ fn measure(
             told = turn.round;
             let kind = if turn.warm_up { "warm-up " } else { "" };
             tell(&format!("{kind}round {} of {}", turn.round + 1, plan.warm_up + plan.runs));
+        }
+        if plan.cold_caches
+            && let Err(error) = drop_caches()
+        {
+            outcome.failed = format!("cannot drop the host's cache of files: {error}");
+            continue;
         }
         match backend.sample(stopwatch) {
             Ok(sample) => {
@@ -166,6 +188,43 @@ fn measure(
         }
     }
     false
+}
+
+/// Several starts at once; whether the user wanted no more of them.
+fn measure_rates(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    for &at_once in &plan.concurrency {
+        tell(&format!("{at_once} at once"));
+        // In an order of its own each time, as all else.
+        let order = turns(ready.len(), 0, 1, plan.seed.wrapping_add(at_once as u64));
+        for turn in order {
+            let (at, backend) = &ready[turn.backend];
+            if !outcomes[*at].failed.is_empty() {
+                continue;
+            }
+            match backend.burst(stopwatch, at_once, plan.runs.max(at_once)) {
+                None => {}
+                Some(Ok(burst)) => outcomes[*at].rates.push(Rate::of(at_once, &burst, plan.seed)),
+                Some(Err(Failed::Interrupted)) => return true,
+                Some(Err(Failed::Because(why))) => {
+                    tell(&format!("{}: {at_once} at once: {why}", backend.kind));
+                    outcomes[*at].notes.push(format!("{at_once} at once: {why}"));
+                }
+            }
+        }
+    }
+    false
+}
+
+/// Has the kernel forget what it has of files (Linux `admin-guide/sysctl/vm.rst`, `drop_caches`).
+fn drop_caches() -> std::io::Result<()> {
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3")
 }
 
 fn nothing(outcomes: &[Outcome], interrupted: bool) -> Failure {

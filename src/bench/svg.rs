@@ -190,6 +190,61 @@ pub fn ecdf(title: &str, rows: &[(&str, usize, Vec<u64>)]) -> String {
     svg + "</svg>"
 }
 
+/// A value for each step of a series, for each name: steps are as far apart as each other, values on an axis from 0, or on
+/// a logarithmic one where they are very different.
+pub fn series(title: &str, steps: &[String], rows: &[(&str, usize, Vec<Option<f64>>)], unit: &str) -> String {
+    const HEIGHT: f64 = 180.0;
+    const MARGIN: f64 = 14.0;
+    let mut svg = open(title, HEIGHT);
+    let all = || rows.iter().flat_map(|row| row.2.iter().flatten().copied()).filter(|value| *value > 0.0);
+    let (low, high) = (all().fold(f64::MAX, f64::min), all().fold(0.0, f64::max));
+    if high <= 0.0 {
+        return svg + "</svg>";
+    }
+    let logarithmic = high / low > WIDE;
+    let (low, high) = if logarithmic { (low / 1.3, high * 1.3) } else { (0.0, high * 1.1) };
+    let place = |value: f64| {
+        let part = if logarithmic { (value / low).ln() / (high / low).ln() } else { (value - low) / (high - low) };
+        HEIGHT * (1.0 - part.clamp(0.0, 1.0))
+    };
+    let across = |at: f64| MARGIN + at * (WIDTH - 2.0 * MARGIN) / (to_f64(steps.len() as u64) - 1.0).max(1.0);
+    let label = |value: f64| if value >= 9.95 { format!("{value:.0}") } else { format!("{value:.2}") };
+    let middle = if logarithmic { (low * high).sqrt() } else { high / 2.0 };
+    for value in [low, middle, high].into_iter().filter(|value| *value > 0.0) {
+        let y = place(value);
+        let text = format!("{} {unit}", label(value));
+        let _ = write!(
+            svg,
+            r#"<line class="grid" x1="0" y1="{y:.1}" x2="{WIDTH}" y2="{y:.1}"/><text class="tick" x="0" y="{:.1}">{}</text>"#,
+            if y < 10.0 { y + 10.0 } else { y - 3.0 },
+            escape(&text)
+        );
+    }
+    let mut at = 0.0;
+    for step in steps {
+        let (x, y) = (across(at), HEIGHT + 14.0);
+        let _ = write!(svg, r#"<text class="tick" x="{x:.1}" y="{y:.1}" text-anchor="middle">{}</text>"#, escape(step));
+        at += 1.0;
+    }
+    if logarithmic {
+        let _ = write!(svg, r#"<text class="tick" x="0" y="{:.1}">logarithmic axis</text>"#, HEIGHT + 27.0);
+    }
+    for (name, class, values) in rows {
+        let (mut path, mut dots, mut at) = (String::new(), String::new(), 0.0);
+        for value in values {
+            if let Some(value) = value.filter(|value| *value > 0.0) {
+                let (x, y) = (across(at), place(value));
+                let _ = write!(path, "{}{x:.1} {y:.1}", if path.is_empty() { "M" } else { "L" });
+                let _ = write!(dots, r#"<circle class="c{class}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#);
+            }
+            at += 1.0;
+        }
+        let name = escape(name);
+        let _ = write!(svg, r#"<path class="line l{class}" d="{path}"><title>{name}</title></path>{dots}"#);
+    }
+    svg + "</svg>"
+}
+
 /// Stages one after the other: each from where the one before was reached.
 pub fn waterfall(title: &str, steps: &[(&str, u64)]) -> String {
     const ROW: f64 = 32.0;
@@ -225,6 +280,18 @@ mod tests {
             assert_eq!(time(ns), text);
         }
         assert_eq!(escape("<a b=\"c\">&'\u{1b}"), "&lt;a b=&quot;c&quot;&gt;&amp;&#39;\u{fffd}");
+    }
+
+    #[test]
+    fn a_series_has_a_point_for_each_value_and_stays_inside() {
+        let steps: Vec<String> = ["1", "2", "4"].map(str::to_owned).into();
+        for values in [[Some(1.0), Some(2.0), Some(3.0)], [Some(0.5), Some(500.0), Some(10.0)]] {
+            let svg = series("t", &steps, &[("a", 0, values.to_vec()), ("b", 1, vec![None, Some(1.0), None])], "/s");
+            assert_eq!(svg.matches("<circle").count(), 4, "{svg}");
+            assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+        }
+        let none = series("t", &steps, &[("a", 0, vec![None; 3])], "/s");
+        assert!(none.ends_with("</svg>") && !none.contains("circle"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Subcommand, ValueEnum};
 use coracle::bench::backend::Kind;
+use coracle::bench::comparison::Earlier;
 use coracle::bench::report::Report;
 use coracle::bench::startup::{self, Plan};
 use coracle::bench::{html, schedule};
@@ -24,6 +25,8 @@ use super::store;
 /// What is run where the user names nothing: a program that most images have, and that writes one line.
 const DEFAULT_PROGRAM: &str = "echo";
 const DEFAULT_WORD: &str = "ready";
+/// Most starts at once.
+const MOST_AT_ONCE: i64 = 256;
 /// Exit status of what the user has interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
 
@@ -32,10 +35,12 @@ Examples:
   coracle bench startup busybox
   coracle bench startup -n 30 --report startup debian bash -c 'echo hello'
   coracle bench startup --backends vm,podman --format json oci:layout
+  coracle bench startup --concurrency 1,2,4,8 --report startup busybox
+  coracle bench startup --baseline startup/result.json busybox
 
 Timed from just before the launcher is spawned to the first byte on its standard output, and to its end. The command
 must end by itself with status 0. Backends that are not installed, or do not work here, are left out, and the report
-says why. crun and runc need root's rights, to mount the image. Ctrl-C keeps what has been measured.
+says why. container, crun and runc need root's rights, to mount the image. Ctrl-C keeps what has been measured.
 
 Exit status: 0 where something was measured; 125 where nothing was; 130 after Ctrl-C.";
 
@@ -58,7 +63,7 @@ struct StartupArgs {
     /// The image; then all words that follow are the command
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// What to compare [default: all]: vm, vm-cold, crun, runc, podman, vmm, qemu-microvm
+    /// What to compare [default: all]: vm, vm-cold, container, crun, runc, podman, vmm, qemu-microvm
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     backends: Vec<Kind>,
     /// Runs of each that count
@@ -67,6 +72,15 @@ struct StartupArgs {
     /// Runs of each before them that do not
     #[arg(long, value_name = "N", default_value_t = 1)]
     warm_up: u16,
+    /// So many starts at once as well, such as 1,2,4,8: for the rate of starts
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=MOST_AT_ONCE))]
+    concurrency: Vec<u16>,
+    /// Compare with an earlier result, as `--format json` or `--report` wrote it
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Have the host forget what it has read of files before each run; for root
+    #[arg(long)]
+    cold: bool,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: ResultFormat,
@@ -117,6 +131,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         };
         std::fs::create_dir_all(directory).map_err(why)?;
     }
+    let earlier = args.baseline.as_deref().map(|path| earlier(path, &what)).transpose()?;
+    if args.cold && !rustix::process::geteuid().is_root() {
+        let why = "only root can have the host forget what it has read";
+        return Err(Failure::new(what, why, "as root, or without --cold").into());
+    }
     let store = store::open(&what)?;
     let _held = store.hold_content().map_err(store::explain(&what))?;
     let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { ProgressKind::Auto });
@@ -150,6 +169,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         seed: args.seed.map_or_else(schedule::any_seed, Ok)?,
         coracle: env::current_exe()?,
         templates,
+        concurrency: args.concurrency.iter().map(|&at_once| at_once.into()).collect(),
+        cold_caches: args.cold,
+        earlier,
     };
     let quiet = args.quiet;
     let report = startup::run(&plan, &store, &mut |text| {
@@ -163,6 +185,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         save(&report, directory)?;
     }
     Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// An earlier result.
+fn earlier(path: &std::path::Path, what: &str) -> Result<Earlier, Failure> {
+    let file = || format!("cannot compare with {}", path.display());
+    let next = "a result.json that `bench startup --report DIR` wrote";
+    let text = std::fs::read(path).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))?;
+    Earlier::read(&text).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))
 }
 
 /// The image and the command.
@@ -238,6 +268,8 @@ mod tests {
             &["-n", "-1", "i"],
             &["--backends", "vm,docker", "i"],
             &["--format", "xml", "i"],
+            &["--concurrency", "0", "i"],
+            &["--concurrency", "1,x", "i"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use coracle_protocol::{Container, Task, Text};
+use coracle_protocol::Task;
 use serde_json::json;
 
 use super::super::measure::Stopwatch;
@@ -26,7 +26,7 @@ use crate::vmm::stages::{Mark, Stage};
 /// Memory of the guest: that of `coracle run` where it is not told another.
 pub const MEMORY_MIB: u64 = 128;
 /// Bytes of `/dev/shm`, as `coracle run` has it.
-const SHM: u64 = 64 << 20;
+pub const SHM: u64 = 64 << 20;
 
 /// What is booted.
 pub struct Guest {
@@ -57,6 +57,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         notes: vec![
             "its configuration goes through its control socket; 1 vCPU, 128 MiB, the image's disk, vsock".to_owned(),
         ],
+        beside: Vec::new(),
         run: Run::Guest(Box::new(guest)),
     }])
 }
@@ -84,7 +85,7 @@ impl Guest {
         let ready_ns = since();
         let request = ProcessStart {
             task: Task::Program,
-            container: Some(container(&self.process)),
+            container: Some(describe::bare_container(&self.process, SHM)),
             process: describe::process(
                 &self.process,
                 &Surroundings { capabilities: capabilities::DEFAULT, ..Surroundings::default() },
@@ -168,13 +169,4 @@ fn marks_until_ready(vmm: &Vmm) -> Result<Vec<Mark>, Failure> {
 
 fn lost(why: &impl std::fmt::Display) -> Failure {
     Failure::new("the guest has failed", why, "`coracle boot` with the same kernel and `guest/console.cpio`")
-}
-
-fn container(spec: &ProcessSpec) -> Container {
-    Container {
-        root: Text::new("/dev/vda"),
-        hostname: Text::new(&spec.hostname),
-        shm_size: SHM,
-        ..Container::default()
-    }
 }

@@ -5,7 +5,6 @@ mod guest;
 mod oci;
 mod podman;
 mod qemu;
-mod users;
 mod vm;
 mod workspace;
 
@@ -18,6 +17,7 @@ use std::time::Duration;
 
 use self::oci::Root;
 pub use self::workspace::Workspace;
+use super::burst::{self, Burst, NoBurst};
 use super::measure::{Observed, Outcome, Stopwatch, Until};
 use crate::image::Image;
 use crate::sandbox::ProcessSpec;
@@ -33,6 +33,8 @@ pub enum Kind {
     Vm,
     /// `coracle run` without a template.
     VmCold,
+    /// `coracle run --isolation container`.
+    Container,
     /// `crun run` of an OCI bundle.
     Crun,
     /// `runc run` of an OCI bundle.
@@ -47,19 +49,20 @@ pub enum Kind {
 
 /// A name that is no backend's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is one of vm, vm-cold, crun, runc, podman, vmm, qemu-microvm")]
+#[error("it is one of vm, vm-cold, container, crun, runc, podman, vmm, qemu-microvm")]
 pub struct UnknownKind;
 
 impl Kind {
     /// All of them, in the order of reports.
-    pub const ALL: [Self; 7] =
-        [Self::Vm, Self::VmCold, Self::Crun, Self::Runc, Self::Podman, Self::Vmm, Self::QemuMicrovm];
+    pub const ALL: [Self; 8] =
+        [Self::Vm, Self::VmCold, Self::Container, Self::Crun, Self::Runc, Self::Podman, Self::Vmm, Self::QemuMicrovm];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vm => "vm",
             Self::VmCold => "vm-cold",
+            Self::Container => "container",
             Self::Crun => "crun",
             Self::Runc => "runc",
             Self::Podman => "podman",
@@ -73,6 +76,7 @@ impl Kind {
         match self {
             Self::Vm => "coracle run, as users have it",
             Self::VmCold => "coracle run, booted from the kernel",
+            Self::Container => "coracle run --isolation container",
             Self::Crun => "crun run, of a bundle that lies ready",
             Self::Runc => "runc run, of a bundle that lies ready",
             Self::Podman => "podman run, of an image that it has",
@@ -83,7 +87,7 @@ impl Kind {
 
     /// Whether it is a namespace container.
     pub fn is_container(self) -> bool {
-        matches!(self, Self::Crun | Self::Runc | Self::Podman)
+        matches!(self, Self::Container | Self::Crun | Self::Runc | Self::Podman)
     }
 
     /// Whether its figures are of the boot alone, which no container has.
@@ -125,6 +129,8 @@ pub struct Workload {
     pub coracle: PathBuf,
     /// Whether `coracle run` knows `--no-template`.
     pub templates: bool,
+    /// Most starts at once.
+    pub at_once: usize,
 }
 
 /// One that is ready to be timed.
@@ -137,6 +143,8 @@ pub struct Backend {
     pub version: String,
     /// What else is to be known of its figures.
     pub notes: Vec<String>,
+    /// More of the same, to be started beside it; for those that cannot be started twice at once as they are.
+    beside: Vec<(Vec<String>, Root)>,
     run: Run,
 }
 
@@ -189,8 +197,7 @@ impl Backend {
         stopwatch: &mut Stopwatch,
     ) -> Result<Self, Failed> {
         let candidates = match kind {
-            Kind::Vm => vm::candidates(workload, false),
-            Kind::VmCold => vm::candidates(workload, true),
+            Kind::Vm | Kind::VmCold | Kind::Container => vm::candidates(kind, workload),
             Kind::Crun | Kind::Runc => oci::candidates(kind, workload, workspace),
             Kind::Podman => podman::candidates(workload, workspace),
             Kind::Vmm => guest::candidates(workload, workspace),
@@ -207,6 +214,28 @@ impl Backend {
             }
         }
         Err(Failed::Because(reasons.join("; otherwise: ")))
+    }
+
+    /// Starts it many times, so many at once; `None` where that makes no sense.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn burst(&self, stopwatch: &mut Stopwatch, at_once: usize, total: usize) -> Option<Result<Burst, Failed>> {
+        let Run::Program { root, until: Until::Exit } = &self.run else { return None };
+        let mut commands = vec![self.command.clone(); at_once];
+        if let Some(root) = root {
+            let beside = self.beside.get(..at_once - 1)?;
+            let renewed = std::iter::once(root).chain(beside.iter().map(|(_, root)| root)).try_for_each(Root::renew);
+            if let Err(error) = renewed {
+                return Some(Err(error.into()));
+            }
+            commands.truncate(1);
+            commands.extend(beside.iter().map(|(command, _)| command.clone()));
+        }
+        Some(burst::run(stopwatch, &commands, total).map_err(|none| match none {
+            NoBurst::Interrupted => Failed::Interrupted,
+            NoBurst::Because(why) => Failed::Because(why),
+        }))
     }
 
     /// Runs it once.

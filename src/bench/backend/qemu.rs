@@ -45,6 +45,7 @@ pub fn candidates(workload: &Workload) -> Result<Vec<Backend>, String> {
         notes: vec![
             "its guest has no vsock, which needs /dev/vhost-vsock: one device less than coracle-vmm".to_owned(),
         ],
+        beside: Vec::new(),
         run: Run::Program { root: None, until: Until::Byte(BOOT_STAGE_READY) },
     }])
 }

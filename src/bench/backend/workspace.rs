@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
-use super::super::machine::has_cgroup2;
+use crate::sandbox::container::rootfs::enter_mount_namespace;
 
 /// The place, and whether file systems can be mounted in it.
 #[derive(Debug)]
@@ -62,17 +62,7 @@ impl Drop for Workspace {
 }
 
 fn enter(directory: &Path) -> io::Result<()> {
-    // SAFETY: this changes the mount namespace of the calling thread alone, and no descriptor.
-    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // What is mounted here is not to be seen outside.
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    // Of a hybrid hierarchy (systemd, "Control Group APIs and Delegation") container runtimes of today want the part that
-    // is of version 2, where version 1 is: it has no controllers there, but it groups.
-    if !has_cgroup2() && std::fs::exists("/sys/fs/cgroup/unified/cgroup.procs").unwrap_or(false) {
-        mount("cgroup2", "/sys/fs/cgroup", "cgroup2", MountFlags::empty(), None)?;
-    }
+    enter_mount_namespace()?;
     // Overlays cannot lie on overlays, which the directory may be on.
     Ok(mount("tmpfs", directory, "tmpfs", MountFlags::empty(), c"mode=700")?)
 }

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use anstyle::Style;
+use coracle::bench::comparison::Change;
 use coracle::bench::report::{Outcome, Report, Step};
 use coracle::bench::statistics::Summary;
 
@@ -82,6 +83,38 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
         };
         units::table(out, &head, &report.waterfall.iter().zip(before).map(row).collect::<Vec<_>>())?;
     }
+    let rated: Vec<&Outcome> = report.backends.iter().filter(|one| !one.rates.is_empty()).collect();
+    if !rated.is_empty() {
+        writeln!(out, "\n{bold}Starts in a second, and the median start, with so many at once{bold:#}")?;
+        let mut levels: Vec<usize> = rated.iter().flat_map(|one| one.rates.iter().map(|rate| rate.at_once)).collect();
+        levels.sort_unstable();
+        levels.dedup();
+        let head: Vec<String> = std::iter::once("BACKEND".to_owned())
+            .chain(levels.iter().map(|level| format!("{level} AT ONCE")))
+            .collect();
+        let cell = |one: &&Outcome, level: &usize| {
+            let rate = one.rates.iter().find(|rate| rate.at_once == *level);
+            rate.map_or_else(
+                || "-".to_owned(),
+                |rate| format!("{}/s, {}", number(rate.per_second), middle(rate.start.as_ref())),
+            )
+        };
+        let row = |one: &&Outcome| {
+            std::iter::once(one.name.to_owned()).chain(levels.iter().map(|level| cell(one, level))).collect()
+        };
+        let head: Vec<&str> = head.iter().map(String::as_str).collect();
+        units::table(out, &head, &rated.iter().map(row).collect::<Vec<_>>())?;
+    }
+    if let Some(comparison) = &report.comparison {
+        writeln!(out, "\n{bold}Now to {}{bold:#}", comparison.started)?;
+        let row = |one: &Change| vec![one.name.to_owned(), one.ratio.to_string(), one.verdict.to_string()];
+        let rows: Vec<_> = comparison.backends.iter().map(row).collect();
+        units::table(out, &["BACKEND", "RATIO", ""], &rows)?;
+        writeln!(out, "{}", comparison.sentence())?;
+        if !comparison.differs.is_empty() {
+            writeln!(out, "That was with another {}.", comparison.differs.join(", "))?;
+        }
+    }
     writeln!(out)?;
     report.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))
 }
@@ -92,6 +125,15 @@ fn milliseconds(ns: u64) -> String {
         whole @ ..10 => format!("{whole}.{:02}", ns / 10_000 % 100),
         whole @ 10..100 => format!("{whole}.{}", ns / 100_000 % 10),
         whole => whole.to_string(),
+    }
+}
+
+/// With three digits or more.
+fn number(value: f64) -> String {
+    match value {
+        ..9.995 => format!("{value:.2}"),
+        ..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
     }
 }
 
