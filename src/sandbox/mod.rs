@@ -3,10 +3,12 @@
 
 pub mod agent;
 pub mod capabilities;
+pub mod image_template;
 pub mod microvm;
 pub mod spec;
 pub mod template;
 
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
+pub use image_template::Prepared;
 pub use microvm::{Devices, MicroVm, Shape, Stopper, Templates};
 pub use spec::{Overrides, ProcessSpec};

@@ -91,7 +91,7 @@ fn boot(
         control: visit.sockets.join("control"),
     };
     visit._serving = serving;
-    let vm = visit.vm.insert(MicroVm::start(config.shape, &devices, config.templates())?);
+    let vm = visit.vm.insert(MicroVm::start(config.shape, &devices, config.templates(), None)?);
     let agent = vm.agent()?;
     drop(content);
     start.container = Some(coracle_protocol::Container { init: false, ..describe::container(config, None, &shared) });

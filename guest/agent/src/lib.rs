@@ -29,6 +29,7 @@ mod masks;
 mod mounts;
 mod network;
 mod news;
+mod orders;
 mod power;
 mod program;
 mod renewal;
@@ -41,6 +42,7 @@ mod sys;
 mod terminal;
 mod users;
 mod vsock;
+mod warm;
 mod workload;
 
 use core::ffi::CStr;

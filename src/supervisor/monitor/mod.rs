@@ -5,6 +5,7 @@ mod clients;
 mod output;
 pub(super) mod shares;
 pub(super) mod storage;
+mod templates;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -14,6 +15,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_protocol::{Task, WindowSize};
@@ -23,10 +25,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use self::clients::Clients;
 use self::output::Output;
 use super::containers::{Container, Held, remove_sockets};
-use super::describe;
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
 use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
+use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment};
@@ -51,6 +53,8 @@ struct Monitor {
     vsock: PathBuf,
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
+    /// Makes a template of the image for those that come later.
+    maker: Mutex<Option<JoinHandle<()>>>,
     /// Size of the terminal that the program starts with.
     size: Mutex<WindowSize>,
 }
@@ -92,6 +96,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         clients: Clients::default(),
         vsock: sockets.join("vsock"),
         input: Mutex::default(),
+        maker: Mutex::default(),
         size: Mutex::default(),
     });
     if let Err(error) = clients::serve_first(&monitor, client) {
@@ -147,6 +152,10 @@ impl Monitor {
         // Who hears of the end may start it again at once.
         drop(held);
         self.end(reply);
+        let maker = self.maker.lock().expect("no thread panics while it holds this").take();
+        if maker.is_some_and(|maker| maker.join().is_err()) {
+            log::warn!("the making of a template has failed");
+        }
         outcome.and(kept)
     }
 
@@ -171,33 +180,39 @@ impl Monitor {
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
         let serving = shares::start(&self.container, &state.sockets, first)?;
+        let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
         let devices = Devices {
             rootfs,
             written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
             nets: connected.iter().map(Attachment::config).collect(),
-            shares: serving.iter().map(|(serving, _)| serving.config()).collect(),
+            shares: serving.iter().map(Virtiofsd::config).collect(),
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
         };
-        let vm = MicroVm::start(config.shape, &devices, config.templates())?;
-        let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
+        let container = describe::container(config, connected.as_ref(), &shared);
+        let prepared = warm::prepared(config, &container);
+        let vm = MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?;
         self.enter(Phase::Starting(Some(vm.stopper()?)));
-        let agent = vm.agent()?;
+        vm.wait_ready()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
         let start = ProcessStart {
-            container: Some(describe::container(config, connected.as_ref(), &shared)),
+            container: Some(container),
             process: describe::process(&config.process, &config.surroundings, terminal),
             task: Task::Program,
             stdin: config.interactive,
             output: true,
         };
-        let mut process = agent.start(start)?;
+        let mut process = vm.start_process(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = vm.pid();
         self.container.set_state(state)?;
+        if let Some(prepared) = prepared.filter(|_| !vm.has_container()) {
+            let maker = templates::make_if_wanted(config.shape, devices, prepared);
+            *self.maker.lock().expect("no thread panics while it holds this") = maker;
+        }
         Ok(Started { vm, process, connected, serving })
     }
 
@@ -373,7 +388,7 @@ struct Started {
     serving: Vec<Virtiofsd>,
 }
 
-fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
+pub(super) fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
     let short = config.id.chars().take(12).collect();
     network::attach(&network::Request {
         network: network.name.clone(),
