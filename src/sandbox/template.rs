@@ -164,6 +164,7 @@ pub(super) fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
         identity(&cache::guest_initramfs())?,
         shape,
         devices.written.is_some(),
+        devices.privileged,
         nets.collect::<Result<Vec<_>, _>>()?,
     ]);
     Ok(hash(all.to_string().as_bytes(), 8))
@@ -264,6 +265,7 @@ impl Placeholders {
                 shares: Vec::new(),
                 vsock: folder.join("vsock"),
                 control: folder.join("control"),
+                privileged: devices.privileged,
             },
             taps: Vec::new(),
             _listeners: Vec::new(),

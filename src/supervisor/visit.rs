@@ -89,6 +89,7 @@ fn boot(
         shares: serving.iter().map(Virtiofsd::config).collect(),
         vsock: visit.sockets.join("vsock"),
         control: visit.sockets.join("control"),
+        privileged: config.surroundings.privileged,
     };
     visit._serving = serving;
     let vm = visit.vm.insert(MicroVm::start(config.shape, &devices, config.templates(), None)?);

@@ -4,6 +4,7 @@
 use alloc::vec::Vec;
 
 use coracle_protocol::{Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Upper};
+use rustix::fd::OwnedFd;
 use rustix::io::Result;
 use rustix::process::{Pid, WaitStatus};
 
@@ -23,6 +24,8 @@ pub struct Guest {
     container: Option<Running>,
     /// One that is made, and is nobody's yet.
     ahead: Option<Ahead>,
+    /// The mounts of one that was, which are left as they are.
+    mounts: Option<OwnedFd>,
     /// How often memory had run out by the time the last container ended.
     ooms: u64,
 }
@@ -67,11 +70,14 @@ impl Guest {
             (Some(container), None) if self.ahead.is_some() => {
                 let mut ahead = self.ahead.take().ok_or((ErrorCode::FAILED, "it has just ended".into()))?;
                 let cgroup = ahead.cgroup.take();
+                self.mounts = ahead.mounts.take();
                 let workload = ahead.start(start, container, frame, progress)?;
                 let running = Running { pid: workload.pid, cgroup, paused: false, lasting: false };
                 (workload, Some(running))
             }
             (Some(container), None) => {
+                // Those of the container before this one have done their time.
+                self.mounts = None;
                 let cgroup = workload::prepare(container)?;
                 let workload = workload::start(start, workload::Place::New(cgroup.as_ref()), progress)?;
                 let lasting = matches!(container.upper, Upper::Disk(_));

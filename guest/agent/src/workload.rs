@@ -49,6 +49,9 @@ pub struct Ahead {
     orders: OwnedFd,
     /// The container's.
     pub cgroup: Option<Cgroup>,
+    /// Its mounts, as long as this is open. The kernel takes them down before it tells of the end of the last process
+    /// that sees them, which is work for nothing in a guest that ends with it.
+    pub mounts: Option<OwnedFd>,
 }
 
 impl Ahead {
@@ -76,7 +79,11 @@ impl Ahead {
                 drop((its_pipes, its_news, its_orders));
                 let child = Child { pid, pipes: Some(ours), news };
                 match news::read(&child.news, || {}) {
-                    News::Waits => Ok(Self { assembly: assembly.clone(), child, orders, cgroup }),
+                    News::Waits => {
+                        let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
+                        let mounts = open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+                        Ok(Self { assembly: assembly.clone(), child, orders, cgroup, mounts })
+                    }
                     News::Refused(refusal) => Err(refusal),
                     News::Runs(_) | News::Silence => Err(child.given_up()),
                 }

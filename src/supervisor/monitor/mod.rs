@@ -188,6 +188,7 @@ impl Monitor {
             shares: serving.iter().map(Virtiofsd::config).collect(),
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
+            privileged: config.surroundings.privileged,
         };
         let container = describe::container(config, connected.as_ref(), &shared);
         let prepared = warm::prepared(config, &container);
