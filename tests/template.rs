@@ -8,8 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::cache;
 use common::home::Home;
+use common::{cache, eventually};
 use tempfile::TempDir;
 
 /// A user with a cache of its own, so that there is no template yet.
@@ -82,7 +82,8 @@ fn a_template_that_is_no_good_is_made_anew() {
     let user = User::new();
     let name = user.ok(&["template", "warm"]);
     assert_eq!(user.templates(), std::slice::from_ref(&name));
-    let run = || user.ok(&[&RUN[..], &["IMAGE", "echo", "there"]].concat());
+    // There are no templates of images for containers with `--init`.
+    let run = || user.ok(&[&RUN[..], &["--init", "IMAGE", "echo", "there"]].concat());
     let old = user.inode(&name);
     assert_eq!(run(), "there");
     assert_eq!(user.inode(&name), old, "a good one stays");
@@ -104,6 +105,63 @@ fn a_template_that_is_no_good_is_made_anew() {
     let (status, ..) = common::run(&mut user.command(&["template", "rm", "../kernel"]));
     assert_eq!(status, Some(125));
     assert!(cache("kernel").exists());
+}
+
+/// What can be seen from within a container, in lines that are the same in each, and then lines that are its own.
+const LOOK: &str = "cat /proc/mounts /proc/1/limits /proc/1/cgroup /etc/hosts; grep -e Cap -e NoNew /proc/1/status
+    ls -l /dev / | cut -c1-50; pwd
+    echo OWN; read name < /proc/sys/kernel/hostname; echo $name; cat /etc/hostname /proc/sys/kernel/random/boot_id
+    head -c 16 /dev/urandom | md5sum; cut -d ' ' -f 28 /proc/1/stat";
+
+#[test]
+fn main_path_what_is_started_again_and_again_has_a_template_of_its_image() {
+    let user = User::new();
+    let look = |program: &str, more: &[&str]| {
+        let text = user.ok(&[&RUN[..], more, &["IMAGE", program, "-c", LOOK]].concat());
+        let (same, own) = text.split_once("OWN\n").expect("two parts");
+        (same.replace("/bin/sh", "sh"), own.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let seen: Vec<_> = (0..3).map(|_| look("sh", &[])).collect();
+    let template = eventually("a template of the image", || {
+        let list: serde_json::Value = serde_json::from_str(&user.ok(&["template", "ls", "--format", "json"])).unwrap();
+        let of_image = list.as_array().unwrap().iter().find(|one| one["Image"]["Program"] == "sh");
+        of_image.map(|one| one["Name"].as_str().unwrap().to_owned())
+    });
+    assert_eq!(user.ok(&["template", "warm", "--network", "none", "IMAGE", "sh"]), template, "it is there already");
+    let used = || fs::metadata(user.file(&template, "about.json")).unwrap().modified().unwrap();
+    let mut last = used();
+    let clones: Vec<_> = (0..2)
+        .map(|_| {
+            let seen = look("sh", &[]);
+            assert!(std::mem::replace(&mut last, used()) < last, "it came from the template");
+            seen
+        })
+        .collect();
+    for clone in &clones {
+        assert_eq!(clone.0, seen[0].0, "the same container");
+        assert_eq!(clone.1[0], clone.1[1], "its own name");
+    }
+    // Names, random numbers, and where things lie in memory.
+    let all: Vec<_> = seen.iter().chain(&clones).collect();
+    for (number, one) in all.iter().enumerate() {
+        assert_eq!(one.1.len(), 5, "{one:?}");
+        all[..number].iter().flat_map(|other| other.1.iter().zip(&one.1)).for_each(|(a, b)| assert_ne!(a, b));
+    }
+    // What is said of a container comes after the template.
+    let words = ["--read-only", "-u", "7:8", "-w", "/tmp", "-e", "A=b", "--hostname", "box", "--ulimit", "nofile=99"];
+    let script = "id -u; id -g; pwd; echo $A; hostname; ulimit -n; touch /file || echo refused";
+    let told = user.ok(&[&RUN[..], &words, &["IMAGE", "sh", "-c", script]].concat());
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["7", "8", "/tmp", "b", "box", "99", "refused"]);
+    assert!(last < used());
+    let (status, ..) = common::run(&mut user.command(&[&RUN[..], &["IMAGE", "sh", "-c", "exit 7"]].concat()));
+    assert_eq!(status, Some(7));
+    // One that is no good is no hindrance.
+    let state = user.file(&template, "state");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&state, "nonsense").unwrap();
+    assert_eq!(look("sh", &[]).0, seen[0].0);
+    assert!(!user.templates().contains(&template));
+    assert_eq!(user.home.left(), 0);
 }
 
 #[test]

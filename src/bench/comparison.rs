@@ -168,7 +168,7 @@ impl Comparison {
                 }
                 let opposite = (now.ratio < 1.0) != (then.ratio < 1.0);
                 // Two that neither run can tell apart have no order.
-                same_order &= !opposite || !(now.told_apart && then.told_apart);
+                same_order &= !(opposite && now.told_apart && then.told_apart);
             }
         }
         let differs = [

@@ -15,7 +15,7 @@ use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Isolation, Overrides, ProcessSpec, Shape, container};
 use coracle::signals;
-use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver};
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, names};
 use jiff::Timestamp;
 
 use self::mounts::MountArgs;
@@ -207,6 +207,32 @@ impl ContainerArgs {
                 container::may_run(what)?;
                 let name = runtime.as_deref().unwrap_or(Path::new(container::runtime::DEFAULT));
                 Ok(Isolation::Container { runtime: container::runtime::find(name, what)? })
+            }
+        }
+    }
+
+    /// The configuration of such a container, which is not made and of which the id means nothing.
+    ///
+    /// # Errors
+    /// As for [`ContainerArgs::create`].
+    pub fn describe(&self, what: &str) -> anyhow::Result<Config> {
+        let store = store::open(what)?;
+        let _held = store.hold_content().map_err(store::explain(what))?;
+        let image = self.obtain(&store)?;
+        store.rootfs(&image).map_err(Failure::from)?;
+        let id = names::new_id().map_err(|error| Failure::new(what, error, "a kernel with getrandom(2)"))?;
+        let environment = environment(&self.env_file, &self.env, what)?;
+        let isolation = self.isolation(what)?;
+        if isolation.is_container() {
+            return Err(Failure::new(what, "without a VM there is no template", "the same without --isolation").into());
+        }
+        let config = self.config(id, String::new(), &image, environment, isolation, what)?;
+        let volumes = image_volumes(&image);
+        match volumes.first() {
+            None => Ok(config),
+            Some(volume) => {
+                let why = format!("its containers have a volume at {volume}, and start from the base template");
+                Err(Failure::new(what, why, "`coracle template warm`").into())
             }
         }
     }

@@ -4,13 +4,14 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use coracle::failure::Failure;
 use coracle::sandbox::template::{self, Template};
 use coracle::sandbox::{Devices, Shape};
+use coracle::supervisor::warm;
 
 use super::Format;
-use super::create::{memory, vcpus};
+use super::create::{ContainerArgs, memory, vcpus};
 use super::units::size;
 
 /// Look after the templates of which containers' microVMs are clones. They are made when they are first needed.
@@ -27,7 +28,7 @@ enum Verb {
     Ls(LsArgs),
     /// Remove templates; microVMs that run go on.
     Rm(RmArgs),
-    /// Make the template for containers without a network, so that the first of them need not.
+    /// Make a template ahead: of containers of an image as `run --rm` makes them, or else what all templates come from
     Warm(WarmArgs),
 }
 
@@ -59,6 +60,37 @@ struct WarmArgs {
     /// Memory of the microVM, such as 512m or 2g
     #[arg(short, long, value_name = "SIZE", default_value = "128m", value_parser = memory)]
     memory: u64,
+    /// Network of the containers
+    #[arg(long, value_name = "NETWORK", default_value = "default", requires = "image")]
+    network: String,
+    /// The image
+    image: Option<String>,
+    /// The program that they are likely to run, instead of the image's
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// What `run` would be told of such containers.
+#[derive(Debug, Parser)]
+struct Alike {
+    #[command(flatten)]
+    container: ContainerArgs,
+}
+
+impl WarmArgs {
+    fn make(&self) -> anyhow::Result<String> {
+        let Some(image) = &self.image else {
+            let shape = Shape { cpus: self.cpus, memory_mib: self.memory };
+            let template = template::obtain(shape, &Devices::default())?;
+            return Ok(template.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        };
+        let (cpus, memory) = (self.cpus.to_string(), format!("{}m", self.memory));
+        let words = ["", "--rm", "--cpus", &cpus, "--memory", &memory, "--network", &self.network, image];
+        let words = words.into_iter().chain(self.command.iter().map(String::as_str));
+        let alike = Alike::try_parse_from(words)?;
+        let what = format!("cannot make a template of image {image}");
+        Ok(warm::warm(&alike.container.describe(&what)?)?)
+    }
 }
 
 /// Does what the verb says.
@@ -69,12 +101,7 @@ pub fn run(args: &TemplateArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Ls(args) => list(args)?,
         Verb::Rm(args) => remove(args)?,
-        Verb::Warm(args) => {
-            let shape = Shape { cpus: args.cpus, memory_mib: args.memory };
-            let template = template::obtain(shape, &Devices::default())?;
-            let name = template.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            writeln!(io::stdout(), "{name}")?;
-        }
+        Verb::Warm(args) => writeln!(io::stdout(), "{}", args.make()?)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -92,10 +119,12 @@ fn list(args: &LsArgs) -> anyhow::Result<()> {
         writeln!(out, "{}", serde_json::to_string(&templates)?)?;
         return Ok(());
     }
-    writeln!(out, "{:<18}{:<6}{:<10}{:<6}{:<6}SIZE", "TEMPLATE", "CPUS", "MEMORY", "DISKS", "NETS")?;
-    for Template { name, shape, disks, nets, bytes } in templates {
+    writeln!(out, "{:<18}{:<6}{:<10}{:<6}{:<6}{:<10}IMAGE", "TEMPLATE", "CPUS", "MEMORY", "DISKS", "NETS", "SIZE")?;
+    for Template { name, shape, disks, nets, image, bytes } in templates {
         let memory = format!("{}MiB", shape.memory_mib);
-        writeln!(out, "{name:<18}{:<6}{memory:<10}{disks:<6}{nets:<6}{}", shape.cpus, size(bytes))?;
+        let image = image.map(|image| format!("{} {}", image.name, image.program)).unwrap_or_default();
+        let (cpus, size) = (shape.cpus, size(bytes));
+        writeln!(out, "{name:<18}{cpus:<6}{memory:<10}{disks:<6}{nets:<6}{size:<10}{image}")?;
     }
     Ok(())
 }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
-    Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
-    write_frame,
+    AGENT_PORT, Assembly, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew,
+    Resize, Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock,
+    read_frame, write_frame,
 };
 
 use crate::failure::{EXIT_FAILURE, Failure};
@@ -30,9 +30,6 @@ const MAX_PASSED_OVER: u32 = 64;
 const FIRST_PORT: u32 = 1 << 16;
 /// Random bytes for a guest that is to be one of its own: the size of its generator's key.
 const ENTROPY: usize = 32;
-/// How far a guest's clock may be from the host's, and how often it is set to get there.
-const CLOCK_ERROR: Duration = Duration::from_millis(40);
-const CLOCK_TRIES: u32 = 5;
 const NOT_RENEWED: &str = "cannot make the restored guest one of its own";
 /// How many ports are tried before one is found that is free.
 const PORTS_TRIED: u32 = 64;
@@ -113,11 +110,31 @@ impl Agent {
     /// # Errors
     /// Nobody listens, or the other side is no agent of this release.
     pub fn connect(vsock: &Path) -> Result<Self, Failure> {
+        Self::connect_asking(vsock, &[])
+    }
+
+    fn connect_asking(vsock: &Path, requests: &[Message]) -> Result<Self, Failure> {
         let connected = connect_hybrid_vsock(vsock, AGENT_PORT, STEP);
         let stream = connected.map_err(|error| Failure::new("cannot reach the agent in the guest", error, LOOK))?;
-        let channel = Channel::open(stream, concat!("coracle ", env!("CARGO_PKG_VERSION")));
+        let channel = Channel::open_asking(stream, concat!("coracle ", env!("CARGO_PKG_VERSION")), requests);
         let channel = channel.map_err(|error| Failure::new("cannot talk to the agent in the guest", error, LOOK))?;
         Ok(Self { channel, vsock: vsock.to_owned() })
+    }
+
+    /// Makes a guest that was restored one of its own, as [`Agent::renew`] does, and has it start a process, with as few
+    /// turns of the guest as can be: all is said at once.
+    ///
+    /// # Errors
+    /// Nobody listens, the other side is no agent of this release, or it cannot be renewed: then nothing is started.
+    pub fn renew_and_start(vsock: &Path, cards: &[MacAddress], start: ProcessStart) -> Result<Starting, Failure> {
+        let (ports, start) = Ports::bind(vsock, start)?;
+        let program = program(&start);
+        let mut agent = Self::connect_asking(vsock, &[renewal(None, cards)?, start])?;
+        match agent.channel.next_answer() {
+            Ok(Message::Ack) => Ok(Starting { agent, ports, program }),
+            Ok(_) => Err(lost("it answered something else")),
+            Err(error) => Err(not_done(NOT_RENEWED, error)),
+        }
     }
 
     /// Starts a process, and gives its streams once its program runs.
@@ -125,21 +142,19 @@ impl Agent {
     /// # Errors
     /// [`NotRun`].
     pub fn start(mut self, start: ProcessStart) -> Result<Running, NotRun> {
-        let stdin = start.stdin.then(|| Port::bind(&self.vsock)).transpose()?;
-        let stdout = start.output.then(|| Port::bind(&self.vsock)).transpose()?;
-        let errors_apart = start.output && start.process.terminal.is_none();
-        let stderr = errors_apart.then(|| Port::bind(&self.vsock)).transpose()?;
-        let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
-        let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
-        let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Start { container: start.container, process: start.process, streams, task: start.task };
-        let request = Message::Start(Box::new(request));
-        match self.channel.call(&request) {
+        let (ports, start) = Ports::bind(&self.vsock, start)?;
+        let started = self.channel.call(&start);
+        self.running(started, ports, &program(&start))
+    }
+
+    /// What came of a start.
+    fn running(self, started: Result<Message, CallError>, ports: Ports, program: &[u8]) -> Result<Running, NotRun> {
+        match started {
             Ok(Message::Started) => {}
             Ok(_) => return Err(lost("it answered something else").into()),
-            Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
+            Err(CallError::Refused(refused)) => return Err(not_started(program, &refused)),
             Err(CallError::Write(error)) if error.kind() == io::ErrorKind::InvalidInput => {
-                return Err(too_long(&program));
+                return Err(too_long(program));
             }
             Err(error) => return Err(lost(error).into()),
         }
@@ -147,9 +162,9 @@ impl Agent {
         let prepared = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(Some(TOLD)));
         let teller = prepared.and_then(|()| stream.try_clone()).map_err(lost)?;
         Ok(Running {
-            stdin: stdin.map(Port::accept).transpose()?,
-            stdout: stdout.map(Port::accept).transpose()?,
-            stderr: stderr.map(Port::accept).transpose()?,
+            stdin: ports.stdin.map(Port::accept).transpose()?,
+            stdout: ports.stdout.map(Port::accept).transpose()?,
+            stderr: ports.stderr.map(Port::accept).transpose()?,
             handle: Handle(Arc::new(Teller { stream: Mutex::new(teller), process, told: AtomicU32::new(0) })),
             reader: stream,
         })
@@ -158,27 +173,15 @@ impl Agent {
 
 impl Agent {
     /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, its name where one
-    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it. Gives what
-    /// its clock is off by at most, which is how long the answer took: a busy host's guest may take its time.
+    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it. Gives how
+    /// long the answer took: without the VMM's clock a guest's is off by so much at most.
     ///
     /// # Errors
     /// The agent cannot, or has gone; or this host has no randomness.
     pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<Duration, Failure> {
-        let mut error = Duration::MAX;
-        for _ in 0..CLOCK_TRIES {
-            let mut entropy = vec![0; ENTROPY];
-            random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
-            let macs = cards.iter().map(|mac| mac.bytes()).collect();
-            let hostname = hostname.map(Text::new);
-            let start = Instant::now();
-            let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname, macs };
-            self.ask(NOT_RENEWED, &Message::Renew(renew))?;
-            error = start.elapsed();
-            if error < CLOCK_ERROR {
-                break;
-            }
-        }
-        Ok(error)
+        let start = Instant::now();
+        self.ask(NOT_RENEWED, &renewal(hostname, cards)?)?;
+        Ok(start.elapsed())
     }
 
     /// Has it mount what containers need, for a snapshot to be taken next.
@@ -187,6 +190,14 @@ impl Agent {
     /// It cannot, or has gone.
     pub fn prepare(&mut self) -> Result<(), Failure> {
         self.ask("cannot prepare the guest", &Message::Prepare).map(drop)
+    }
+
+    /// Has it make a container ahead, for a snapshot to be taken next.
+    ///
+    /// # Errors
+    /// It cannot, or has gone.
+    pub fn assemble(&mut self, assembly: &Assembly) -> Result<(), Failure> {
+        self.ask("cannot make a container ahead", &Message::Assemble(Box::new(assembly.clone()))).map(drop)
     }
 
     /// Stops all processes of the container where they are, or lets them go on.
@@ -242,13 +253,34 @@ impl Agent {
     }
 
     fn ask(&mut self, what: &str, question: &Message) -> Result<Message, Failure> {
-        self.channel.call(question).map_err(|error| match error {
-            CallError::Refused(refused) => {
-                Failure::new(what, refused.message.as_str(), "`coracle ps`, to see what runs")
-            }
-            error => lost(error),
-        })
+        self.channel.call(question).map_err(|error| not_done(what, error))
     }
+}
+
+/// A process that an agent has been asked to start.
+pub struct Starting {
+    agent: Agent,
+    ports: Ports,
+    program: Vec<u8>,
+}
+
+impl Starting {
+    /// Waits until its program runs.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn finish(mut self) -> Result<Running, NotRun> {
+        let started = self.agent.channel.next_answer();
+        self.agent.running(started, self.ports, &self.program)
+    }
+}
+
+/// What is said to a guest that was restored.
+fn renewal(hostname: Option<&str>, cards: &[MacAddress]) -> Result<Message, Failure> {
+    let mut entropy = vec![0; ENTROPY];
+    random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
+    let macs = cards.iter().map(|mac| mac.bytes()).collect();
+    Ok(Message::Renew(Renew { entropy, realtime_ns: realtime_ns(), hostname: hostname.map(Text::new), macs }))
 }
 
 impl Running {
@@ -305,6 +337,42 @@ impl Teller {
     fn send(&self, id: u32, message: &Message) -> io::Result<()> {
         let frame = message.to_frame(id).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         write_frame(&mut *self.stream.lock().unwrap_or_else(PoisonError::into_inner), &frame)
+    }
+}
+
+fn not_done(what: &str, error: CallError) -> Failure {
+    match error {
+        CallError::Refused(refused) => Failure::new(what, refused.message.as_str(), "`coracle ps`, to see what runs"),
+        error => lost(error),
+    }
+}
+
+/// What is to be run, for messages.
+fn program(start: &Message) -> Vec<u8> {
+    match start {
+        Message::Start(start) => start.process.arguments.first().cloned().unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+/// Where the streams of a process that is about to start are awaited.
+struct Ports {
+    stdin: Option<Port>,
+    stdout: Option<Port>,
+    stderr: Option<Port>,
+}
+
+impl Ports {
+    /// Those that it needs, and the start that names them.
+    fn bind(vsock: &Path, start: ProcessStart) -> Result<(Self, Message), Failure> {
+        let port = |wanted: bool| wanted.then(|| Port::bind(vsock)).transpose();
+        let errors_apart = start.output && start.process.terminal.is_none();
+        let ports = Self { stdin: port(start.stdin)?, stdout: port(start.output)?, stderr: port(errors_apart)? };
+        let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
+        let streams =
+            Streams { stdin: number(&ports.stdin), stdout: number(&ports.stdout), stderr: number(&ports.stderr) };
+        let request = Start { container: start.container, process: start.process, streams, task: start.task };
+        Ok((ports, Message::Start(Box::new(request))))
     }
 }
 

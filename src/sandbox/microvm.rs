@@ -11,7 +11,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::agent::Agent;
+use super::agent::{Agent, NotRun, ProcessStart, Running};
+use super::image_template::{self, Prepared};
 use super::template;
 use crate::cache;
 use crate::failure::Failure;
@@ -55,6 +56,8 @@ pub struct Devices {
     pub vsock: PathBuf,
     /// Where the VMM can be asked for its metrics.
     pub control: PathBuf,
+    /// The container sees all of the guest, and finds there whatever its kernel can do.
+    pub privileged: bool,
 }
 
 /// A VM that runs, or is about to.
@@ -64,6 +67,7 @@ pub struct MicroVm {
     vsock: PathBuf,
     /// It is a clone of a template that has yet to become one of its own, with these network cards.
     clone: Option<Vec<MacAddress>>,
+    has_container: bool,
 }
 
 /// Whether a VM may be a clone of a template.
@@ -89,12 +93,25 @@ impl Stopper {
 
 impl MicroVm {
     /// Starts a VM of this shape with these devices: as a clone of a template, unless that cannot be or is not wanted.
+    /// Where there is a template of this image, the guest has its container already.
     ///
     /// # Errors
     /// The VMM cannot be started.
-    pub fn start(shape: Shape, devices: &Devices, templates: Templates) -> Result<Self, Failure> {
+    pub fn start(
+        shape: Shape,
+        devices: &Devices,
+        templates: Templates,
+        prepared: Option<&Prepared>,
+    ) -> Result<Self, Failure> {
         // virtiofsd maps the guest's memory, and that of a clone is private to its VMM.
         if templates == Templates::Use && devices.shares.is_empty() {
+            if let Some(prepared) = prepared {
+                match Self::with_container(shape, devices, prepared) {
+                    Ok(Some(vm)) => return Ok(vm),
+                    Ok(None) => {}
+                    Err(failure) => log::warn!("there is no template of the image: {}", failure.why),
+                }
+            }
             match template::obtain(shape, devices).and_then(|template| Self::clone_of(&template, devices)) {
                 Ok(vm) => return Ok(vm),
                 Err(failure) => log::warn!("starting from the kernel, since there is no template: {}", failure.why),
@@ -103,10 +120,21 @@ impl MicroVm {
         Self::launch(machine(shape, devices)?.into(), devices, None)
     }
 
+    fn with_container(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<Option<Self>, Failure> {
+        let Some(template) = image_template::find(shape, devices, prepared)? else { return Ok(None) };
+        let vm = Self::clone_of(&template, devices)?;
+        Ok(Some(Self { has_container: true, ..vm }))
+    }
+
     fn launch(launch: Launch, devices: &Devices, clone: Option<Vec<MacAddress>>) -> Result<Self, Failure> {
         let vmm = Vmm::start(launch)?;
         let events = follow(&vmm)?;
-        Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone })
+        Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone, has_container: false })
+    }
+
+    /// Whether the guest has its container from a template of the image.
+    pub fn has_container(&self) -> bool {
+        self.has_container
     }
 
     /// A template that is no good here is removed, so that the next start makes another.
@@ -121,20 +149,36 @@ impl MicroVm {
         outcome.map(|()| vm)
     }
 
+    /// Waits until its agent can be talked to. By then its VMM has all of its files open.
+    ///
+    /// # Errors
+    /// It does not get that far.
+    pub fn wait_ready(&self) -> Result<(), Failure> {
+        // That of a clone has been there from the first instruction on.
+        if self.clone.is_some() { Ok(()) } else { wait_for(&self.events, Stage::AgentReady) }
+    }
+
     /// Waits until its agent answers, and makes a clone one of its own.
     ///
     /// # Errors
     /// It does not get that far.
     pub fn agent(&self) -> Result<Agent, Failure> {
-        if self.clone.is_none() {
-            wait_for(&self.events, Stage::AgentReady)?;
-        }
+        self.wait_ready()?;
         let connected = Agent::connect(&self.vsock);
         let renewed = connected.and_then(|mut agent| {
             self.clone.iter().try_for_each(|macs| agent.renew(None, macs).map(drop))?;
             Ok(agent)
         });
         renewed.map_err(|failure| self.gone(failure.why))
+    }
+
+    /// Starts the first process in it, once its agent answers; a clone becomes one of its own before that.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn start_process(&self, start: ProcessStart) -> Result<Running, NotRun> {
+        let Some(macs) = &self.clone else { return self.agent()?.start(start) };
+        Agent::renew_and_start(&self.vsock, macs, start).map_err(|failure| self.gone(failure.why))?.finish()
     }
 
     /// For whoever may have to end it.
@@ -177,7 +221,7 @@ fn built(path: PathBuf) -> Result<PathBuf, Failure> {
     Err(Failure::new(what, "the guest has not been built", "scripts/start in Coracle's source, or set CORACLE_CACHE"))
 }
 
-fn restore(template: &Path, devices: &Devices) -> RestoreConfig {
+pub(super) fn restore(template: &Path, devices: &Devices) -> RestoreConfig {
     let disk = |path: &PathBuf, read_only| BlockConfig { path: path.clone(), read_only, serial: None, queues: 1 };
     let written = devices.written.iter().map(|path| disk(path, false));
     RestoreConfig {
@@ -204,6 +248,7 @@ pub(super) fn machine(shape: Shape, devices: &Devices) -> Result<MachineConfig, 
         "cpus": shape.cpus,
         "memory_mib": shape.memory_mib,
         "console": "none",
+        "command_line": command_line(devices),
         "disks": std::iter::once(disk(&devices.rootfs, true)).chain(written).collect::<Vec<_>>(),
         "nets": devices.nets,
         "fs": devices.shares,
@@ -212,6 +257,12 @@ pub(super) fn machine(shape: Shape, devices: &Devices) -> Result<MachineConfig, 
     });
     serde_json::from_value(config)
         .map_err(|error| Failure::new("cannot describe the microVM", error, "use paths that are valid UTF-8"))
+}
+
+/// A VM limits memory by itself. To count each page for control groups is a tenth of the work of a short program's kernel,
+/// and those who could limit memory by them have privileges.
+fn command_line(devices: &Devices) -> &'static str {
+    if devices.privileged { "" } else { "cgroup_disable=memory" }
 }
 
 /// Passes the VMM's events on, so that the guest's end is known whenever it comes.

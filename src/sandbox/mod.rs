@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod capabilities;
 pub mod container;
+pub mod image_template;
 pub mod microvm;
 pub mod spec;
 pub mod template;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
 pub use container::{Ground, NamespaceContainer};
+pub use image_template::Prepared;
 pub use microvm::{Devices, MicroVm, Shape, Templates};
 pub use spec::{Overrides, ProcessSpec};
 
@@ -76,6 +78,28 @@ impl Stopper {
 }
 
 impl Sandbox {
+    /// Waits until its agent can be talked to. By then all of its files are open.
+    ///
+    /// # Errors
+    /// It does not get that far.
+    pub fn wait_ready(&self) -> Result<(), Failure> {
+        match self {
+            Self::MicroVm(vm) => vm.wait_ready(),
+            Self::Container(_) => Ok(()),
+        }
+    }
+
+    /// Starts the first process in it, once its agent answers.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn start_process(&self, start: ProcessStart) -> Result<Running, NotRun> {
+        match self {
+            Self::MicroVm(vm) => vm.start_process(start),
+            Self::Container(container) => container.agent()?.start(start),
+        }
+    }
+
     /// Waits until its agent answers.
     ///
     /// # Errors

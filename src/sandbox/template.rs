@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::agent::Agent;
+use super::image_template::About;
 use super::microvm::{Devices, START, Shape, ending, machine};
 use crate::cache;
 use crate::failure::Failure;
@@ -60,7 +61,7 @@ pub fn obtain(shape: Shape, devices: &Devices) -> Result<PathBuf, Failure> {
     let held = lock.and_then(|lock| file_lock::take(&lock, FlockOperation::LockExclusive).map(|_| lock));
     let _held = held.map_err(|error| no_template(error, NO_PLACE))?;
     if !place.exists() {
-        remove_remains(&all);
+        remove_remains(&all, NEW_PREFIX);
         make(shape, devices, &all, &place)?;
     }
     Ok(place)
@@ -78,6 +79,9 @@ pub struct Template {
     pub disks: usize,
     /// Number of network cards.
     pub nets: usize,
+    /// What it is a template of, where that is an image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<About>,
     /// Bytes that it takes.
     pub bytes: u64,
 }
@@ -100,11 +104,12 @@ pub fn list() -> Result<Vec<Template>, Failure> {
 
 fn describe(name: String) -> Template {
     let Ok(state) = snapshot::read(&directory().join(&name).join(STATE_FILE)) else {
-        return Template { name, shape: Shape { cpus: 0, memory_mib: 0 }, disks: 0, nets: 0, bytes: 0 };
+        return Template { name, shape: Shape { cpus: 0, memory_mib: 0 }, disks: 0, nets: 0, image: None, bytes: 0 };
     };
+    let image = About::read(&directory().join(&name));
     let shape = Shape { cpus: state.config.cpus, memory_mib: state.config.memory_mib };
     let (disks, nets) = (state.config.disks.len(), state.config.nets.len());
-    Template { name, shape, disks, nets, bytes: state.memory.data }
+    Template { name, shape, disks, nets, image, bytes: state.memory.data }
 }
 
 /// Removes a template. Clones of it have its memory mapped, and go on.
@@ -130,19 +135,20 @@ fn is_name(name: &str) -> bool {
     name.len() == 16 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-const NO_PLACE: &str = "a cache directory (CORACLE_CACHE) that you may write to";
+pub(super) const NO_PLACE: &str = "a cache directory (CORACLE_CACHE) that you may write to";
 
-fn no_template(why: impl std::fmt::Display, advice: &str) -> Failure {
+pub(super) fn no_template(why: impl std::fmt::Display, advice: &str) -> Failure {
     Failure::new("cannot make a template of the microVM", why, advice)
 }
 
+/// By what a file is known that a template depends on.
+pub(super) fn identity(path: &Path) -> Result<FileIdentity, Failure> {
+    let identity = File::open(path).and_then(|file| FileIdentity::of(&file));
+    identity.map_err(|error| no_template(format!("{}: {error}", path.display()), "scripts/start in Coracle's source"))
+}
+
 /// Everything that a template depends on, in one word.
-fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
-    let identity = |path: PathBuf| {
-        let identity = File::open(&path).and_then(|file| FileIdentity::of(&file));
-        identity
-            .map_err(|error| no_template(format!("{}: {error}", path.display()), "scripts/start in Coracle's source"))
-    };
+pub(super) fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
     let nets = devices.nets.iter().map(|net| match &net.backend {
         NetBackend::Tap(name) if Tap::mtu_of(name) == Some(TAP_MTU) => Ok("tap"),
         NetBackend::Tap(name) => {
@@ -154,34 +160,37 @@ fn key(shape: Shape, devices: &Devices) -> Result<String, Failure> {
         VERSION,
         env!("CARGO_PKG_VERSION"),
         Host::detect().to_string(),
-        identity(cache::guest_kernel())?,
-        identity(cache::guest_initramfs())?,
+        identity(&cache::guest_kernel())?,
+        identity(&cache::guest_initramfs())?,
         shape,
         devices.written.is_some(),
+        devices.privileged,
         nets.collect::<Result<Vec<_>, _>>()?,
     ]);
     Ok(hash(all.to_string().as_bytes(), 8))
 }
 
 /// The first `bytes` bytes of the SHA-256 of `text`, in hexadecimal.
-fn hash(text: &[u8], bytes: usize) -> String {
+pub(super) fn hash(text: &[u8], bytes: usize) -> String {
     Sha256::digest(text).iter().take(bytes).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Removes what is left of one that was being made when its maker was killed: nobody else makes one now.
-fn remove_remains(all: &Path) {
+/// Removes what is left of one that was being made when its maker was killed: nobody else makes one now whose name starts
+/// so.
+pub(super) fn remove_remains(all: &Path, prefix: &str) {
     let entries = fs::read_dir(all).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(NEW_PREFIX.as_bytes())) {
+    for entry in entries.filter(|entry| entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes())) {
         if let Err(error) = fs::remove_dir_all(entry.path()) {
             log::warn!("cannot remove {}: {error}", entry.path().display());
         }
     }
 }
 
-/// A TAP for the making of templates in this cache directory: if one is left of a maker that was killed, it is used.
-fn tap_name(number: usize) -> String {
+/// A TAP for the making of templates of a kind in this cache directory: if one is left of a maker that was killed, it is
+/// used.
+fn tap_name(kind: char, number: usize) -> String {
     let place = hash(directory().as_os_str().as_encoded_bytes(), 3);
-    format!("cort{place}-{number}")
+    format!("cor{kind}{place}-{number}")
 }
 
 /// Boots a VM to where its agent is ready and takes the snapshot.
@@ -193,29 +202,43 @@ fn make(shape: Shape, devices: &Devices, all: &Path, place: &Path) -> Result<(),
         None => tempfile::tempdir(),
     };
     let folder = folder.map_err(system)?;
-    let placeholders = Placeholders::new(folder.path(), devices)?;
-    let mut vmm = Vmm::start(machine(shape, &placeholders.devices)?)?;
+    let placeholders = Placeholders::new(folder.path(), devices, 't')?;
+    let vmm = Vmm::start(machine(shape, &placeholders.devices)?)?;
+    let new = NewSnapshot::begin(all).map_err(system)?;
+    let prepare = || Agent::connect(&placeholders.devices.vsock)?.prepare();
+    snapshot_of(vmm, Stage::AgentReady, prepare, &new)?;
+    new.publish(place).map_err(system)
+}
+
+/// Takes the snapshot of a VM that is prepared once it has reached a stage, and ends it.
+pub(super) fn snapshot_of(
+    mut vmm: Vmm,
+    stage: Stage,
+    prepare: impl FnOnce() -> Result<(), Failure>,
+    new: &NewSnapshot,
+) -> Result<(), Failure> {
+    let system = |error: std::io::Error| no_template(error, NO_PLACE);
     vmm.control.set_read_timeout(Some(START)).map_err(system)?;
     let control = vmm.control.try_clone().map_err(system)?;
     let mut talk = Talk { vmm: &control, lines: BufReader::new(&control).lines() };
-    talk.agent_ready()?;
-    Agent::connect(&placeholders.devices.vsock)?.prepare()?;
+    talk.reach(stage)?;
+    prepare()?;
     talk.settle()?;
-    let new = NewSnapshot::begin(all).map_err(system)?;
     // Paused for good: what the guest would do from here on, each clone does.
     talk.ask(&Request::Pause)?;
     Request::Snapshot.send_with(&control, new.files()).map_err(|error| no_template(error, LOOK))?;
     talk.reply()?;
     // One that has ended by itself is no worse.
     let _ = Request::Stop.send(&control).and_then(|()| vmm.wait());
-    new.publish(place).map_err(system)
+    Ok(())
 }
 
 const LOOK: &str = "`coracle boot` with the same kernel and `guest/console.cpio`, to see what the guest says";
 
 /// What stands in for a container's devices.
-struct Placeholders {
-    devices: Devices,
+pub(super) struct Placeholders {
+    /// All of them.
+    pub devices: Devices,
     taps: Vec<String>,
     /// Kept for cards that want someone to connect to.
     _listeners: Vec<UnixListener>,
@@ -224,7 +247,8 @@ struct Placeholders {
 }
 
 impl Placeholders {
-    fn new(folder: &Path, devices: &Devices) -> Result<Self, Failure> {
+    /// In this folder, for templates of this kind, of which one is made at a time.
+    pub fn new(folder: &Path, devices: &Devices, kind: char) -> Result<Self, Failure> {
         let system = |error: std::io::Error| no_template(error, NO_PLACE);
         let rootfs = folder.join("rootfs");
         File::create(&rootfs).and_then(|file| file.set_len(PLACEHOLDER)).map_err(system)?;
@@ -241,6 +265,7 @@ impl Placeholders {
                 shares: Vec::new(),
                 vsock: folder.join("vsock"),
                 control: folder.join("control"),
+                privileged: devices.privileged,
             },
             taps: Vec::new(),
             _listeners: Vec::new(),
@@ -249,7 +274,7 @@ impl Placeholders {
         for (number, net) in devices.nets.iter().enumerate() {
             let backend = match net.backend {
                 NetBackend::Tap(_) => {
-                    let name = tap_name(number);
+                    let name = tap_name(kind, number);
                     Tap::create(&name).map_err(|error| no_template(&error, &error.try_next()))?;
                     placeholders.taps.push(name.clone());
                     NetBackend::Tap(name)
@@ -291,12 +316,12 @@ impl Talk<'_> {
         }
     }
 
-    /// Waits for the agent.
-    fn agent_ready(&mut self) -> Result<(), Failure> {
+    /// Waits until the VM has come so far.
+    fn reach(&mut self, stage: Stage) -> Result<(), Failure> {
         loop {
             let line = self.line()?;
             match serde_json::from_str(&line) {
-                Ok(Event::Stage(mark)) if mark.stage == Stage::AgentReady => return Ok(()),
+                Ok(Event::Stage(mark)) if mark.stage == stage => return Ok(()),
                 Ok(event) => ending(&event).map_or(Ok(()), Err)?,
                 Err(_) => {}
             }

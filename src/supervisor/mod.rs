@@ -15,6 +15,7 @@ pub mod names;
 pub mod record;
 pub mod visit;
 pub mod volumes;
+pub mod warm;
 pub mod wire;
 
 pub use client::Connection;

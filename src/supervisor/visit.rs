@@ -94,8 +94,9 @@ fn boot(
                 shares: visit._serving.iter().map(Virtiofsd::config).collect(),
                 vsock: visit.sockets.join("vsock"),
                 control: visit.sockets.join("control"),
+                privileged: config.surroundings.privileged,
             };
-            Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates())?)
+            Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates(), None)?)
         }
         Isolation::Container { runtime } => {
             let ground = shared.ground(config, runtime, rootfs, written, &visit.sockets, None);

@@ -170,9 +170,14 @@ impl Connection {
             }
             Ok(Message::Renew(renew)) => match renewal::renew(&renew) {
                 Ok(()) => self.say(id, &Message::Ack),
-                Err(error) => self.say_error(id, ErrorCode::FAILED, &format!("renewing the guest failed: {error}")),
+                // What the host has sent behind it counts on its success.
+                Err(error) => self.close_with(id, ErrorCode::FAILED, &format!("renewing the guest failed: {error}")),
             },
-            Ok(Message::Start(start)) => self.start(id, &start, guest),
+            Ok(Message::Start(start)) => self.start(&start, frame, guest),
+            Ok(Message::Assemble(assembly)) => match guest.assemble(&assembly) {
+                Ok(()) => self.say(id, &Message::Ack),
+                Err((code, text)) => self.say_error(id, code, &text),
+            },
             Ok(Message::Signal(Signal { signal, all: true, .. })) => self.ask(id, Question::SignalAll(signal), guest),
             Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {
                 sys::kill(process.pid, signal.signal);
@@ -215,9 +220,10 @@ impl Connection {
         }
     }
 
-    fn start(&mut self, id: u32, start: &Start, guest: &mut Guest) {
+    fn start(&mut self, start: &Start, frame: &Frame, guest: &mut Guest) {
+        let id = frame.id;
         let mut told = sys::uptime_ms();
-        let outcome = guest.start(start, &mut || {
+        let outcome = guest.start(start, frame, &mut || {
             let now = sys::uptime_ms();
             if now.saturating_sub(told) >= TELL_MS {
                 told = now;

@@ -15,8 +15,9 @@ pub fn limit(limits: &[ResourceLimit]) -> Result<()> {
     limits.iter().try_for_each(|one| sys::limit_resource(one.resource, one.soft, one.hard))
 }
 
-/// Becomes `who`, with nothing but the capabilities whose bits are set.
-pub fn take(who: &Identity, capabilities: u64, no_new_privileges: bool) -> Result<()> {
+/// Gives up what neither this process nor what it starts can ever have again; what it has now it keeps until it takes
+/// on its credentials.
+pub fn bound(capabilities: u64) -> Result<()> {
     let kept = CapabilitySet::from_bits_truncate(capabilities);
     for capability in CapabilitySet::all().iter().filter(|one| !kept.contains(*one)) {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -25,6 +26,12 @@ pub fn take(who: &Identity, capabilities: u64, no_new_privileges: bool) -> Resul
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+/// Becomes `who`, with nothing but the capabilities whose bits are set, to which it is bound already.
+pub fn take(who: &Identity, capabilities: u64, no_new_privileges: bool) -> Result<()> {
+    let kept = CapabilitySet::from_bits_truncate(capabilities);
     let groups: Vec<Gid> = who.groups.iter().map(|id| Gid::from_raw(*id)).collect();
     rustix::thread::set_thread_groups(&groups)?;
     rustix::thread::set_thread_gid(Gid::from_raw(who.group))?;

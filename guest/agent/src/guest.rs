@@ -3,14 +3,15 @@
 
 use alloc::vec::Vec;
 
-use coracle_protocol::{Ended, EndedBy, ErrorCode, Message, Start, Upper};
+use coracle_protocol::{Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Upper};
+use rustix::fd::OwnedFd;
 use rustix::io::Result;
 use rustix::process::{Pid, WaitStatus};
 
 use crate::cgroup::Cgroup;
 use crate::signals::Signals;
 use crate::streams::Stream;
-use crate::workload::{Refusal, Workload, failed};
+use crate::workload::{Ahead, Refusal, Workload, failed};
 use crate::{statistics, sys, workload};
 
 /// What runs in the guest for the host.
@@ -21,6 +22,10 @@ pub struct Guest {
     /// What is to be moved.
     pub streams: Vec<Stream>,
     container: Option<Running>,
+    /// One that is made, and is nobody's yet.
+    ahead: Option<Ahead>,
+    /// The mounts of one that was, which are left as they are.
+    mounts: Option<OwnedFd>,
     /// How often memory had run out by the time the last container ended.
     ooms: u64,
 }
@@ -49,15 +54,30 @@ impl Guest {
         Ok(())
     }
 
-    /// Starts a process; `progress` is called now and then where that takes long.
+    /// Starts a process; `frame` is what asked for it, and `progress` is called now and then where that takes long.
     ///
     /// # Errors
     /// [`Refusal`].
-    pub fn start(&mut self, start: &Start, progress: &mut dyn FnMut()) -> core::result::Result<Workload, Refusal> {
+    pub fn start(
+        &mut self,
+        start: &Start,
+        frame: &Frame,
+        progress: &mut dyn FnMut(),
+    ) -> core::result::Result<Workload, Refusal> {
         // Without signals there would be nobody to tell of the end.
         self.watch_signals().map_err(failed("cannot watch processes"))?;
         let (mut workload, started) = match (&start.container, &self.container) {
+            (Some(container), None) if self.ahead.is_some() => {
+                let mut ahead = self.ahead.take().ok_or((ErrorCode::FAILED, "it has just ended".into()))?;
+                let cgroup = ahead.cgroup.take();
+                self.mounts = ahead.mounts.take();
+                let workload = ahead.start(start, container, frame, progress)?;
+                let running = Running { pid: workload.pid, cgroup, paused: false, lasting: false };
+                (workload, Some(running))
+            }
             (Some(container), None) => {
+                // Those of the container before this one have done their time.
+                self.mounts = None;
                 let cgroup = workload::prepare(container)?;
                 let workload = workload::start(start, workload::Place::New(cgroup.as_ref()), progress)?;
                 let lasting = matches!(container.upper, Upper::Disk(_));
@@ -76,6 +96,19 @@ impl Guest {
         Ok(workload)
     }
 
+    /// Makes a container ahead.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn assemble(&mut self, assembly: &Assembly) -> core::result::Result<(), Refusal> {
+        self.watch_signals().map_err(failed("cannot watch processes"))?;
+        if self.container.is_some() || self.ahead.is_some() {
+            return Err((ErrorCode::FAILED, "this guest has its container already".into()));
+        }
+        self.ahead = Some(Ahead::new(assembly)?);
+        Ok(())
+    }
+
     /// After the end of a process: how the host is to hear of it.
     pub fn ended(&mut self, pid: Pid, status: WaitStatus) -> Ended {
         let number = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
@@ -84,6 +117,7 @@ impl Guest {
             (None, signal) => EndedBy::Signal(number(signal.unwrap_or(9))),
         };
         self.streams.retain_mut(|stream| stream.outlives(pid));
+        self.ahead.take_if(|ahead| ahead.pid() == pid);
         // Who has ended well has not wanted for memory, and is not kept waiting.
         let ooms = if by == EndedBy::Exit(0) { self.ooms } else { statistics::out_of_memory_kills() };
         let ended = Ended { by, oom: ooms > self.ooms };

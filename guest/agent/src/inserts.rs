@@ -3,6 +3,7 @@
 
 use alloc::ffi::CString;
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 use coracle_protocol::{Container, ErrorCode, File, Mount, Source};
@@ -38,7 +39,8 @@ pub fn open(container: &Container) -> core::result::Result<Inserts, Refusal> {
     }
     for (number, file) in container.files.iter().enumerate() {
         let path = file.path.escape_ascii();
-        files.push(write(number, file).map_err(failed(format_args!("cannot make file {path}")))?);
+        let made = write(number, file).and_then(|path| alone(path.as_str()));
+        files.push(made.map_err(failed(format_args!("cannot make file {path}")))?);
     }
     let mut shared = Vec::new();
     for (number, one) in container.mounts.iter().enumerate() {
@@ -48,6 +50,18 @@ pub fn open(container: &Container) -> core::result::Result<Inserts, Refusal> {
         }
     }
     Ok(Inserts { files, shared })
+}
+
+/// Writes what is in the files of a container that was made without.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn fill_files(container: &Container) -> core::result::Result<(), Refusal> {
+    for (number, file) in container.files.iter().enumerate() {
+        let path = file.path.escape_ascii();
+        write(number, file).map_err(failed(format_args!("cannot make file {path}")))?;
+    }
+    Ok(())
 }
 
 /// Puts everything where it belongs, from within the root; `progress` is called now and then where that takes long.
@@ -117,8 +131,8 @@ fn put_file(file: impl AsFd, path: &[u8]) -> Result<()> {
     }
 }
 
-/// Writes a file of the agent's, and gives a mount of it alone.
-fn write(number: usize, file: &File) -> Result<OwnedFd> {
+/// Writes a file of the agent's, and gives its name.
+fn write(number: usize, file: &File) -> Result<String> {
     let path = format!("{FILES}/{number}");
     let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
     let open = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(file.mode & 0o7777))?;
@@ -127,7 +141,7 @@ fn write(number: usize, file: &File) -> Result<OwnedFd> {
         let count = rustix::io::write(&open, rest)?;
         rest = rest.get(count..).unwrap_or_default();
     }
-    alone(path.as_str())
+    Ok(path)
 }
 
 /// Mounts a share where only the agent sees it, and gives a mount of one of its files.

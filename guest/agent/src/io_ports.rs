@@ -21,6 +21,16 @@ impl IoPorts {
         Self(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok())
     }
 
+    /// Reads eight ports from `first` on, as a number; `None` where there is no access, or where no device is.
+    #[must_use]
+    pub fn read(path: &CStr, first: u16) -> Option<u64> {
+        let device = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let mut bytes = [0; 8];
+        let count = rustix::io::pread(&device, &mut bytes, first.into()).ok()?;
+        // Ports without a device read as ones.
+        Some(u64::from_le_bytes(bytes)).filter(|number| count == 8 && *number != u64::MAX)
+    }
+
     /// Writes `byte` to `port`. A port that no device listens to swallows it.
     pub fn write(&self, port: u16, byte: u8) {
         if let Some(device) = &self.0 {

@@ -30,6 +30,7 @@ mod masks;
 mod mounts;
 mod network;
 mod news;
+mod orders;
 mod power;
 mod program;
 mod renewal;
@@ -42,6 +43,7 @@ mod sys;
 mod terminal;
 pub mod users;
 mod vsock;
+mod warm;
 mod workload;
 
 use core::ffi::CStr;

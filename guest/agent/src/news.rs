@@ -25,11 +25,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const TERMINAL: u16 = 0;
 /// In place of an error's code: what the child does takes its time, and gets on.
 const PROGRESS: u16 = u16::MAX;
+/// The same: it waits to be told what to run.
+const WAITS: u16 = u16::MAX - 1;
 
 /// What came of a child.
 pub enum News {
     /// Its program runs, on this terminal if it has one.
     Runs(Option<OwnedFd>),
+    /// It is ready, and has yet to be told what to run.
+    Waits,
     /// It gave up.
     Refused(Refusal),
     /// It has not said anything.
@@ -54,6 +58,11 @@ pub fn refuse(news: impl AsFd, (ErrorCode(code), text): Refusal) {
 pub fn progress(news: impl AsFd) {
     // What there is no room for has been said often enough.
     let _ = send(news, &PROGRESS.to_le_bytes(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+/// In the child: says that it waits for what to run.
+pub fn wait_for_orders(news: impl AsFd) -> Result<()> {
+    send(news, &WAITS.to_le_bytes(), SendFlags::NOSIGNAL).map(drop)
 }
 
 /// In the child: hands over the agent's end of its terminal.
@@ -81,6 +90,9 @@ pub fn read(news: impl AsFd, mut progress: impl FnMut()) -> News {
                 if code == PROGRESS {
                     progress();
                     continue;
+                }
+                if code == WAITS {
+                    return News::Waits;
                 }
                 if code != TERMINAL {
                     let text = text.get(..message.bytes - 2).unwrap_or_default();

@@ -8,16 +8,17 @@ use alloc::vec::Vec;
 use core::ffi::c_char;
 use core::ptr::null;
 
-use coracle_protocol::ErrorCode;
+use coracle_protocol::{ErrorCode, Process};
 use rustix::io::Errno;
 
 use crate::sys;
 use crate::workload::Refusal;
 
 /// Looks the program up in `PATH` as `execvp(3)` does; returns why there is none.
-pub fn execute(arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Refusal {
+pub fn execute(process: &Process, environment: &[Vec<u8>]) -> Refusal {
+    let arguments = process.arguments.as_slice();
     let program = String::from_utf8_lossy(arguments.first().map(Vec::as_slice).unwrap_or_default());
-    match try_execute(arguments, environment) {
+    match try_execute(arguments, environment, process.path()) {
         Errno::NOENT => (ErrorCode::NOT_FOUND, format!("`{program}` is not in the image, or not in its PATH")),
         error => {
             let why = match error {
@@ -31,7 +32,7 @@ pub fn execute(arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Refusal {
     }
 }
 
-fn try_execute(arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Errno {
+fn try_execute(arguments: &[Vec<u8>], environment: &[Vec<u8>], path: &[u8]) -> Errno {
     let terminated = |words: &[Vec<u8>]| words.iter().map(|word| CString::new(word.as_slice()).ok()).collect();
     let (Some(words), Some(variables)): (Option<Vec<CString>>, Option<Vec<CString>>) =
         (terminated(arguments), terminated(environment))
@@ -42,17 +43,21 @@ fn try_execute(arguments: &[Vec<u8>], environment: &[Vec<u8>]) -> Errno {
         strings.iter().map(|string| string.as_ptr()).chain([null()]).collect()
     };
     let Some(program) = arguments.first() else { return Errno::NOENT };
-    let path = environment.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin");
-    let directories: Vec<&[u8]> =
-        if program.contains(&b'/') { [&b""[..]].into() } else { path.split(|byte| *byte == b':').collect() };
     let mut outcome = Errno::NOENT;
-    for directory in directories {
-        let separator: &[u8] = if directory.is_empty() { b"" } else { b"/" };
-        let Ok(file) = CString::new([directory, separator, program.as_slice()].concat()) else { continue };
+    for file in candidates(program, path) {
         match sys::exec(&file, &pointers(&words), &pointers(&variables)) {
             Errno::NOENT | Errno::NOTDIR => {}
             error => outcome = error,
         }
     }
     outcome
+}
+
+/// Which files a program may be, in the order in which `execvp(3)` tries them.
+pub fn candidates(program: &[u8], path: &[u8]) -> impl Iterator<Item = CString> {
+    let path = if program.contains(&b'/') { &b""[..] } else { path };
+    path.split(|byte| *byte == b':').filter_map(move |directory| {
+        let separator: &[u8] = if directory.is_empty() { b"" } else { b"/" };
+        CString::new([directory, separator, program].concat()).ok()
+    })
 }

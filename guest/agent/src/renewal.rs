@@ -3,15 +3,19 @@
 
 use alloc::vec::Vec;
 
-use coracle_protocol::Renew;
+use coracle_protocol::{HOST_CLOCK_PORT, Renew};
 use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 
+use crate::io_ports::{DEV_PORT, IoPorts};
 use crate::{network, sys};
 
 /// `MEM_MAJOR`, and the minor number of `/dev/random` (`drivers/char/mem.c`).
 const RANDOM: (u32, u32) = (1, 8);
+/// How long the clock may take to be set, which is what it is off by, and how often that is tried.
+const CLOCK_ERROR_NS: u64 = 20_000_000;
+const CLOCK_TRIES: u32 = 5;
 /// Most entropy that is taken: the kernel's generator has a state of 256 bits, and more mixes no better.
 const MAX_ENTROPY: usize = 512;
 
@@ -27,11 +31,28 @@ pub fn renew(renew: &Renew) -> Result<()> {
     sys::add_entropy(&device, &entropy_request(&renew.entropy)?)?;
     // Without this the generator would go on with the key that the snapshot has until its next turn, a minute later.
     sys::reseed(&device)?;
-    sys::set_clock(renew.realtime_ns)?;
+    set_clock(renew.realtime_ns)?;
     if let Some(hostname) = &renew.hostname {
         rustix::system::sethostname(hostname.as_str().as_bytes())?;
     }
     network::set_addresses(&renew.macs)
+}
+
+/// Sets the time of day to what the VMM says now; where it has no clock, to what was the time when the host asked.
+fn set_clock(asked_ns: u64) -> Result<()> {
+    for _ in 0..CLOCK_TRIES {
+        let Some(now) = host_time() else { return sys::set_clock(asked_ns) };
+        sys::set_clock(now)?;
+        // A guest whose host is busy may have stood still between the two.
+        if host_time().is_some_and(|later| later.saturating_sub(now) < CLOCK_ERROR_NS) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn host_time() -> Option<u64> {
+    IoPorts::read(DEV_PORT, HOST_CLOCK_PORT)
 }
 
 /// A `struct rand_pool_info`: bits of entropy, bytes that follow, the bytes.

@@ -99,10 +99,17 @@ pub fn enter(container: &Container, progress: &mut dyn FnMut()) -> core::result:
         masks::mask()?;
     }
     if container.read_only {
-        mount_remount(c"/", MountFlags::BIND | MountFlags::RDONLY, c"")
-            .map_err(failed("cannot make the root read-only"))?;
+        protect()?;
     }
     Ok(())
+}
+
+/// Makes the root of this process read-only.
+///
+/// # Errors
+/// What the kernel refused.
+pub fn protect() -> core::result::Result<(), Refusal> {
+    mount_remount(c"/", MountFlags::BIND | MountFlags::RDONLY, c"").map_err(failed("cannot make the root read-only"))
 }
 
 fn go_there() -> Result<()> {

@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Display;
 
-use coracle_protocol::{Container, ErrorCode, Start, Streams, Task};
+use coracle_protocol::{Assembly, Container, ErrorCode, Frame, Start, Streams, Task};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::io::{Errno, Result, fcntl_dupfd_cloexec};
@@ -20,7 +20,12 @@ use crate::guest::Running;
 use crate::news::{self, News};
 use crate::streams::Stream;
 use crate::sys::{self, Fork};
-use crate::{mounts, network, rootfs, vsock};
+use crate::{inserts, mounts, network, orders, rootfs, vsock};
+
+const NO_PIPES: &str = "cannot make pipes";
+const NO_NEWS: &str = "cannot make a pair of sockets";
+const NO_PROCESS: &str = "cannot start a process";
+const NO_NETWORK: &str = "cannot set up the network";
 
 /// Why a process was not started: for programs, and for people.
 pub type Refusal = (ErrorCode, String);
@@ -34,6 +39,124 @@ pub struct Workload {
     pub streams: Vec<Stream>,
     /// The agent's end of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
+}
+
+/// A container that is made, and whose first process waits to be told what to run.
+#[derive(Debug)]
+pub struct Ahead {
+    assembly: Assembly,
+    child: Child,
+    orders: OwnedFd,
+    /// The container's.
+    pub cgroup: Option<Cgroup>,
+    /// Its mounts, as long as this is open. The kernel takes them down before it tells of the end of the last process
+    /// that sees them, which is work for nothing in a guest that ends with it.
+    pub mounts: Option<OwnedFd>,
+}
+
+impl Ahead {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn new(assembly: &Assembly) -> core::result::Result<Self, Refusal> {
+        let cgroup = prepare(&assembly.container)?;
+        let (ours, its_pipes) = pipes().map_err(failed(NO_PIPES))?;
+        let (news, its_news) = news::pair().map_err(failed(NO_NEWS))?;
+        let (its_orders, orders) = pipe_with(PipeFlags::CLOEXEC).map_err(failed(NO_PIPES))?;
+        // SAFETY: the agent has one thread, so that the child may allocate; it ends in `exec` or `exit`.
+        match unsafe { sys::fork_into_namespaces(cgroup.as_ref().map(Cgroup::directory)) }
+            .map_err(failed(NO_PROCESS))?
+        {
+            Fork::Child => {
+                // An agent that is gone is to be seen.
+                drop((orders, ours));
+                let its = Its { running: None, ends: Some(its_pipes), news: &its_news };
+                news::refuse(&its_news, child::run_ahead(assembly, its, &its_orders));
+                sys::exit(127)
+            }
+            Fork::Parent(pid) => {
+                drop((its_pipes, its_news, its_orders));
+                let child = Child { pid, pipes: Some(ours), news };
+                match news::read(&child.news, || {}) {
+                    News::Waits => {
+                        let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
+                        let mounts = open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+                        Ok(Self { assembly: assembly.clone(), child, orders, cgroup, mounts })
+                    }
+                    News::Refused(refusal) => Err(refusal),
+                    News::Runs(_) | News::Silence => Err(child.given_up()),
+                }
+            }
+        }
+    }
+
+    /// Its first process.
+    pub fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    /// Has it become this one; `frame` is the start as it came.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the container has ended then.
+    pub fn start(
+        self,
+        start: &Start,
+        container: &Container,
+        frame: &Frame,
+        progress: &mut dyn FnMut(),
+    ) -> core::result::Result<Workload, Refusal> {
+        let given = match self.assembly.fits(container, &start.process) {
+            true => inserts::fill_files(container).and_then(|()| {
+                if !container.network.is_empty() {
+                    network::configure(&container.network).map_err(failed(NO_NETWORK))?;
+                }
+                orders::give(&self.orders, frame).map_err(failed("cannot tell the container what to run"))
+            }),
+            false => Err((ErrorCode::FAILED, "the container that was made ahead is another one".into())),
+        };
+        // It comes to its program while the host answers.
+        match given.and_then(|()| Sockets::connect(&start.streams)) {
+            Ok(sockets) => self.child.join(Some(sockets), progress),
+            Err(refusal) => {
+                sys::kill(self.child.pid, 9);
+                Err(refusal)
+            }
+        }
+    }
+}
+
+/// A process of the agent's on its way to its program.
+#[derive(Debug)]
+struct Child {
+    pid: Pid,
+    /// `None` where it gets a terminal.
+    pipes: Option<Pipes>,
+    news: OwnedFd,
+}
+
+impl Child {
+    /// Waits until its program runs, and connects it, where that has not been done.
+    fn join(self, sockets: Option<Sockets>, progress: &mut dyn FnMut()) -> core::result::Result<Workload, Refusal> {
+        let terminal = match news::read(&self.news, progress) {
+            News::Runs(terminal) => terminal,
+            News::Refused(refusal) => return Err(refusal),
+            News::Waits | News::Silence => return Err(self.given_up()),
+        };
+        let pipes = self.pipes.filter(|_| terminal.is_none());
+        let join = |sockets: Sockets| sockets.join(self.pid, pipes, terminal.as_ref());
+        let streams = sockets.map_or(Ok(Vec::new()), join).map_err(failed("cannot connect the terminal"));
+        if streams.is_err() {
+            sys::kill(self.pid, 9);
+        }
+        Ok(Workload { pid: self.pid, streams: streams?, terminal })
+    }
+
+    fn given_up(&self) -> Refusal {
+        sys::kill(self.pid, 9);
+        (ErrorCode::FAILED, "the process does not come to its program".into())
+    }
 }
 
 /// Where a process is to run.
@@ -52,7 +175,7 @@ pub enum Place<'a> {
 pub fn prepare(container: &Container) -> core::result::Result<Option<Cgroup>, Refusal> {
     mounts::prepare().map_err(|error| failed("cannot mount what the agent needs")(error.error))?;
     rootfs::assemble(container)?;
-    network::configure(&container.network).map_err(failed("cannot set up the network"))?;
+    network::configure(&container.network).map_err(failed(NO_NETWORK))?;
     match Cgroup::make(container.pids_limit) {
         // Without groups there is nothing to limit with; who asks for no limit does not miss them.
         Err(Errno::NOENT | Errno::ROFS | Errno::PERM) if container.pids_limit.is_none() => Ok(None),
@@ -69,7 +192,7 @@ pub fn start(start: &Start, place: Place<'_>, progress: &mut dyn FnMut()) -> cor
     let (sockets, pipes, its_ends) = match (&start.task, start.process.terminal) {
         (Task::Program, Some(_)) => (Some(sockets), None, None),
         (Task::Program, None) => {
-            let (ours, its) = pipes().map_err(failed("cannot make pipes"))?;
+            let (ours, its) = pipes().map_err(failed(NO_PIPES))?;
             (Some(sockets), Some(ours), Some(its))
         }
         // A task of ours opens no /dev/stdout: without pipes each byte is copied half as often.
@@ -77,7 +200,7 @@ pub fn start(start: &Start, place: Place<'_>, progress: &mut dyn FnMut()) -> cor
             (None, None, Some(sockets.hand_over().map_err(failed("cannot hand over streams"))?))
         }
     };
-    let (ours, its_news) = news::pair().map_err(failed("cannot make a pair of sockets"))?;
+    let (news, its_news) = news::pair().map_err(failed(NO_NEWS))?;
     let (running, cgroup) = match place {
         Place::New(cgroup) => (None, cgroup),
         Place::Running(container) => {
@@ -93,7 +216,7 @@ pub fn start(start: &Start, place: Place<'_>, progress: &mut dyn FnMut()) -> cor
         // SAFETY: as above.
         Some(running) => unsafe { fork_into(running, cgroup) },
     };
-    match fork.map_err(failed("cannot start a process"))? {
+    match fork.map_err(failed(NO_PROCESS))? {
         Fork::Child => {
             let refusal = child::run(start, Its { running, ends: its_ends, news: &its_news });
             news::refuse(&its_news, refusal);
@@ -101,20 +224,7 @@ pub fn start(start: &Start, place: Place<'_>, progress: &mut dyn FnMut()) -> cor
         }
         Fork::Parent(pid) => {
             drop((its_ends, its_news));
-            let terminal = match news::read(&ours, progress) {
-                News::Runs(terminal) => terminal,
-                News::Refused(refusal) => return Err(refusal),
-                News::Silence => {
-                    sys::kill(pid, 9);
-                    return Err((ErrorCode::FAILED, "the process does not come to its program".into()));
-                }
-            };
-            let join = |sockets: Sockets| sockets.join(pid, pipes, terminal.as_ref());
-            let streams = sockets.map_or(Ok(Vec::new()), join).map_err(failed("cannot connect the terminal"));
-            if streams.is_err() {
-                sys::kill(pid, 9);
-            }
-            Ok(Workload { pid, streams: streams?, terminal })
+            Child { pid, pipes, news }.join(sockets, progress)
         }
     }
 }
@@ -141,6 +251,7 @@ unsafe fn fork_into(process: &OwnedFd, cgroup: Option<BorrowedFd<'_>>) -> Result
 }
 
 /// The agent's ends of a process's pipes.
+#[derive(Debug)]
 struct Pipes {
     input: OwnedFd,
     output: OwnedFd,

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Text;
+use crate::{Process, Text};
 
 /// A container to make. A guest has one. Paths are those of the container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,57 @@ pub struct Container {
     pub sysctls: Vec<Sysctl>,
     /// Whether a small program of the agent's is PID 1, which reaps orphans and passes signals on to the process.
     pub init: bool,
+}
+
+impl Container {
+    /// What it has in common with others of the same image that are made in the same way: it has no name, no network,
+    /// nothing in its files, and a root that can be written to.
+    #[must_use]
+    pub fn common(&self) -> Self {
+        let empty = |file: &File| File { content: Vec::new(), ..file.clone() };
+        Self {
+            hostname: Text::default(),
+            network: Vec::new(),
+            files: self.files.iter().map(empty).collect(),
+            read_only: false,
+            ..self.clone()
+        }
+    }
+}
+
+/// A container that is made before it is known whose it will be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assembly {
+    /// What all that it can become have in common ([`Container::common`]).
+    pub container: Container,
+    /// Capabilities of its first process, as in [`Process`](crate::Process).
+    pub capabilities: u64,
+    /// What that is likely to run, as in its arguments: its files are read ahead. Another program is only slower.
+    pub program: Vec<u8>,
+    /// Where that is looked for, as in the environment's `PATH`.
+    pub path: Vec<u8>,
+}
+
+impl Assembly {
+    /// What can be made ahead of this container with this first process: nothing where others must be asked for a
+    /// mount, or where there is something that outlives it.
+    #[must_use]
+    pub fn of(container: &Container, process: &Process) -> Option<Self> {
+        let plain = container.upper == Upper::Memory(None) && container.mounts.is_empty();
+        (plain && !container.privileged && !container.init).then(|| Self {
+            container: container.common(),
+            capabilities: process.capabilities,
+            program: process.arguments.first().cloned().unwrap_or_default(),
+            path: process.path().to_vec(),
+        })
+    }
+
+    /// Whether this is what was made ahead of this container with this process.
+    #[must_use]
+    pub fn fits(&self, container: &Container, process: &Process) -> bool {
+        let same = |other: Self| other.container == self.container && other.capabilities == self.capabilities;
+        Self::of(container, process).is_some_and(same)
+    }
 }
 
 /// Where that which a container writes goes.

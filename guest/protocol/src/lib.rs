@@ -49,7 +49,7 @@ mod stream;
 mod text;
 mod version;
 
-pub use container::{Address, Container, File, Interface, Mount, Source, Sysctl, Upper};
+pub use container::{Address, Assembly, Container, File, Interface, Mount, Source, Sysctl, Upper};
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, MAGIC, MAX_PAYLOAD};
 #[cfg(feature = "std")]
 pub use hybrid_vsock::connect as connect_hybrid_vsock;

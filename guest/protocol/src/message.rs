@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
+use crate::{Assembly, Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -37,6 +37,7 @@ pub enum MessageType {
     Usage = 0x28,
     Top = 0x29,
     Processes = 0x2a,
+    Assemble = 0x2b,
 }
 
 /// A message.
@@ -67,6 +68,9 @@ pub enum Message {
     Started,
     /// The process of the `Start` with this id has ended, and with a container's first one all of the container.
     Ended(Ended),
+    /// Host: make a container up to where its first process waits for what to run, so that a snapshot taken next has it.
+    /// Answered by `Ack` when it waits. The next `Start` of a container has to fit it.
+    Assemble(Box<Assembly>),
     /// Host: send a signal. Answered by `Ack`.
     Signal(Signal),
     /// Host: change the size of a terminal. Answered by `Ack`.
@@ -246,6 +250,7 @@ impl Message {
             Self::Usage(_) => MessageType::Usage,
             Self::Top => MessageType::Top,
             Self::Processes(_) => MessageType::Processes,
+            Self::Assemble(_) => MessageType::Assemble,
         }
     }
 
@@ -267,6 +272,7 @@ impl Message {
             Self::Resize(body) => encode(body),
             Self::Usage(body) => encode(body),
             Self::Processes(body) => encode(body),
+            Self::Assemble(body) => encode(body),
             Self::Ack | Self::Prepare | Self::Started | Self::Pause | Self::Resume | Self::Stats | Self::Top => {
                 Ok(Vec::new())
             }
@@ -312,6 +318,7 @@ impl Message {
             t if t == MessageType::Usage as u8 => Self::Usage(decode(frame)?),
             t if t == MessageType::Top as u8 => Self::Top,
             t if t == MessageType::Processes as u8 => Self::Processes(decode(frame)?),
+            t if t == MessageType::Assemble as u8 => Self::Assemble(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

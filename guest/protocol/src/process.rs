@@ -86,6 +86,14 @@ pub struct Process {
     pub terminal: Option<WindowSize>,
 }
 
+impl Process {
+    /// Where its program is looked for.
+    #[must_use]
+    pub fn path(&self) -> &[u8] {
+        self.environment.iter().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(b"/usr/bin:/bin")
+    }
+}
+
 /// One resource limit (`getrlimit(2)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceLimit {

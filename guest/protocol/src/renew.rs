@@ -14,7 +14,8 @@ use crate::Text;
 pub struct Renew {
     /// Random bytes that no other guest gets, 32 to 512: the kernel's generator starts anew from them.
     pub entropy: Vec<u8>,
-    /// The time, in nanoseconds since 1970 (`CLOCK_REALTIME`).
+    /// The time, in nanoseconds since 1970 (`CLOCK_REALTIME`), for a VMM that does not give it at
+    /// [`HOST_CLOCK_PORT`](crate::HOST_CLOCK_PORT).
     pub realtime_ns: u64,
     /// The guest's name; `None` leaves it as it is.
     pub hostname: Option<Text>,

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use crate::{Decoder, Failure, Frame, FrameError, Hello, Message, MessageError, Ready, Text, VERSIONS};
 
@@ -130,6 +131,8 @@ impl std::error::Error for CallError {}
 pub struct Channel<S> {
     stream: S,
     next_id: u32,
+    /// Ids of requests that were sent with the first words, and whose answers have not been read.
+    awaited: Range<u32>,
     ready: Ready,
 }
 
@@ -139,7 +142,24 @@ impl<S: Read + Write> Channel<S> {
     ///
     /// # Errors
     /// [`CallError`].
-    pub fn open(mut stream: S, software: &str) -> Result<Self, CallError> {
+    pub fn open(stream: S, software: &str) -> Result<Self, CallError> {
+        Self::open_asking(stream, software, &[])
+    }
+
+    /// The same, for a guest whose every turn costs time: says at once all that is known to be said. The answers to
+    /// `requests`, in order, come with [`Channel::next_answer`]. An agent of another version obeys none of them, and one
+    /// that has refused to be renewed obeys none that come after that.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub fn open_asking(mut stream: S, software: &str, requests: &[Message]) -> Result<Self, CallError> {
+        let ours = Message::Hello(Hello { versions: VERSIONS, software: Text::new(software) });
+        let mut bytes = Vec::new();
+        for (message, id) in std::iter::once(&ours).chain(requests).zip(1..) {
+            message.encode(id, &mut bytes).map_err(too_long)?;
+        }
+        // What the agent has said before it closed counts more than that it has.
+        let written = stream.write_all(&bytes).and_then(|()| stream.flush()).map_err(CallError::Write);
         let hello = match read_message(&mut stream)? {
             (_, Message::Hello(hello)) => hello,
             (_, Message::Error(failure)) => return Err(CallError::Refused(failure)),
@@ -148,10 +168,12 @@ impl<S: Read + Write> Channel<S> {
         let Some(version) = VERSIONS.common(hello.versions) else {
             return Err(CallError::Version(hello));
         };
-        let ours = Message::Hello(Hello { versions: VERSIONS, software: Text::new(software) });
-        write_message(&mut stream, &ours, 1)?;
+        written?;
         match answer(&mut stream, 1)? {
-            Message::Ready(ready) if ready.version == version => Ok(Self { stream, next_id: 2, ready }),
+            Message::Ready(ready) if ready.version == version => {
+                let next_id = u32::try_from(requests.len()).unwrap_or(u32::MAX).saturating_add(2);
+                Ok(Self { stream, next_id, awaited: 2..next_id, ready })
+            }
             other => Err(CallError::Unexpected(Box::new(other))),
         }
     }
@@ -166,6 +188,15 @@ impl<S: Read + Write> Channel<S> {
     #[must_use]
     pub fn stream(&self) -> &S {
         &self.stream
+    }
+
+    /// Waits for the answer to the first of the requests of [`Channel::open_asking`] that has not been read yet.
+    ///
+    /// # Errors
+    /// [`CallError`]; an `Error` answer is [`CallError::Refused`]. [`CallError::NoAnswer`] where there is none to come.
+    pub fn next_answer(&mut self) -> Result<Message, CallError> {
+        let id = self.awaited.next().ok_or(CallError::NoAnswer)?;
+        answer(&mut self.stream, id)
     }
 
     /// Sends a request and waits for its answer; answers to earlier requests are passed over.
@@ -210,6 +241,9 @@ fn read_message(stream: &mut impl Read) -> Result<(u32, Message), CallError> {
 }
 
 fn write_message(stream: &mut impl Write, message: &Message, id: u32) -> Result<(), CallError> {
-    let too_long = |error| CallError::Write(io::Error::new(io::ErrorKind::InvalidInput, error));
     write_frame(stream, &message.to_frame(id).map_err(too_long)?).map_err(CallError::Write)
+}
+
+fn too_long(error: FrameError) -> CallError {
+    CallError::Write(io::Error::new(io::ErrorKind::InvalidInput, error))
 }

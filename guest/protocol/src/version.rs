@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The versions that this build speaks. Raised whenever a message changes its form; nobody has older agents to keep.
-pub const VERSIONS: Versions = Versions { oldest: 2, newest: 2 };
+pub const VERSIONS: Versions = Versions { oldest: 3, newest: 3 };
 
 /// An inclusive range of protocol versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

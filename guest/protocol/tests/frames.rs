@@ -4,10 +4,10 @@
 use std::io::{self, Read};
 
 use coracle_protocol::{
-    Address, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError, HEADER_LEN,
-    Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process, ProcessFacts, Processes,
-    ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams, Sysctl,
-    Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
+    Address, Assembly, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError,
+    HEADER_LEN, Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process, ProcessFacts,
+    Processes, ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams,
+    Sysctl, Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
 };
 use proptest::prelude::*;
 
@@ -35,6 +35,9 @@ fn message() -> impl Strategy<Value = Message> {
             |(entropy, realtime_ns, hostname, macs)| Message::Renew(Renew { entropy, realtime_ns, hostname, macs })
         ),
         start().prop_map(|start| Message::Start(Box::new(start))),
+        (container(), any::<u64>(), bytes(), bytes()).prop_map(|(container, capabilities, program, path)| {
+            Message::Assemble(Box::new(Assembly { container, capabilities, program, path }))
+        }),
         Just(Message::Started),
         any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {
             Message::Ended(Ended { by: if killed { EndedBy::Signal(n) } else { EndedBy::Exit(n) }, oom })

@@ -133,8 +133,8 @@ pub enum Start<'a> {
 
 /// What a runtime has said, which has no codes for programs to read.
 fn refusal(said: &str, status: Option<i32>) -> (ErrorCode, String) {
-    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("level=warning"));
-    let text = match lines.last() {
+    let mut lines = said.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("level=warning"));
+    let text = match lines.next_back() {
         Some(line) => line.split_once("msg=").map_or(line, |(_, rest)| rest.trim_matches('"')).replace("\\\"", "\""),
         None => format!("the OCI runtime has failed ({})", status.map_or("killed".to_owned(), |code| code.to_string())),
     };

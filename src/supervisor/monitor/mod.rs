@@ -6,6 +6,7 @@ mod clients;
 mod output;
 pub(super) mod shares;
 pub(super) mod storage;
+mod templates;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -15,6 +16,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_protocol::{Task, WindowSize};
@@ -24,10 +26,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use self::clients::Clients;
 use self::output::Output;
 use super::containers::{Container, Held, remove_sockets};
-use super::describe;
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
 use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
+use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::image::Store;
 use crate::network::{self, Attachment, NetworkNamespace};
@@ -54,6 +56,8 @@ struct Monitor {
     vsock: PathBuf,
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
+    /// Makes a template of the image for those that come later.
+    maker: Mutex<Option<JoinHandle<()>>>,
     /// Size of the terminal that the program starts with.
     size: Mutex<WindowSize>,
 }
@@ -95,6 +99,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         clients: Clients::default(),
         vsock: sockets.join("vsock"),
         input: Mutex::default(),
+        maker: Mutex::default(),
         size: Mutex::default(),
     });
     if let Err(error) = clients::serve_first(&monitor, client) {
@@ -150,6 +155,10 @@ impl Monitor {
         // Who hears of the end may start it again at once.
         drop(held);
         self.end(reply);
+        let maker = self.maker.lock().expect("no thread panics while it holds this").take();
+        if maker.is_some_and(|maker| maker.join().is_err()) {
+            log::warn!("the making of a template has failed");
+        }
         outcome.and(kept)
     }
 
@@ -175,7 +184,8 @@ impl Monitor {
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
         let shared = shares::Shares::find(&self.container, first)?;
         let written = config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?;
-        let mut serving = Vec::new();
+        let container = describe::container(config, connected.as_ref(), &shared.describe());
+        let (mut serving, mut to_make) = (Vec::new(), None);
         let sandbox = match &config.isolation {
             Isolation::MicroVm => {
                 serving = shared.serve(&state.sockets)?;
@@ -186,8 +196,12 @@ impl Monitor {
                     shares: serving.iter().map(Virtiofsd::config).collect(),
                     vsock: self.vsock.clone(),
                     control: state.sockets.join("control"),
+                    privileged: config.surroundings.privileged,
                 };
-                Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates())?)
+                let prepared = warm::prepared(config, &container);
+                let vm = MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?;
+                to_make = prepared.filter(|_| !vm.has_container()).map(|prepared| (devices, prepared));
+                Sandbox::MicroVm(vm)
             }
             Isolation::Container { runtime } => {
                 let network = connected.as_ref().and_then(Attachment::namespace);
@@ -196,22 +210,26 @@ impl Monitor {
             }
         };
         self.enter(Phase::Starting(Some(sandbox.stopper()?)));
-        let agent = sandbox.agent()?;
+        sandbox.wait_ready()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
         let start = ProcessStart {
-            container: Some(describe::container(config, connected.as_ref(), &shared.describe())),
+            container: Some(container),
             process: describe::process(&config.process, &config.surroundings, terminal),
             task: Task::Program,
             stdin: config.interactive,
             output: true,
         };
-        let mut process = agent.start(start)?;
+        let mut process = sandbox.start_process(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = sandbox.pid();
         self.container.set_state(state)?;
+        if let Some((devices, prepared)) = to_make {
+            let maker = templates::make_if_wanted(config.shape, devices, prepared);
+            *self.maker.lock().expect("no thread panics while it holds this") = maker;
+        }
         Ok(Started { sandbox, process, connected, serving })
     }
 
@@ -387,7 +405,7 @@ struct Started {
     serving: Vec<Virtiofsd>,
 }
 
-fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
+pub(super) fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
     let short = config.id.chars().take(12).collect();
     let namespace = config.isolation.is_container().then(NetworkNamespace::new).transpose()?;
     network::attach(&network::Request {

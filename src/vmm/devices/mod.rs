@@ -3,6 +3,7 @@
 
 pub mod console_output;
 pub mod exit;
+pub mod host_clock;
 pub mod legacy;
 pub mod nonblocking;
 pub mod token_bucket;

@@ -37,6 +37,11 @@ impl NewSnapshot {
         Ok(Self { directory, state, memory })
     }
 
+    /// Where it is for the time being; what is put beside the two files is published with them.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What goes with the request.
     pub fn files(&self) -> [&File; 2] {
         [&self.state, &self.memory]
