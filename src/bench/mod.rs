@@ -8,6 +8,7 @@ pub mod backend;
 pub mod burst;
 pub mod comparison;
 pub mod html;
+pub mod isolation;
 pub mod machine;
 pub mod measure;
 pub mod report;

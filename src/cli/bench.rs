@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle bench`: what a microVM costs against a container, on this host and with the user's own image.
 
+mod isolation;
 mod table;
 
 use std::env;
@@ -55,6 +56,8 @@ pub struct BenchArgs {
 enum What {
     /// Time starts of the same command from the same image.
     Startup(Box<StartupArgs>),
+    /// Look for what of the host a tenant can find, reach and disturb.
+    Isolation(isolation::IsolationArgs),
 }
 
 #[derive(Debug, Args)]
@@ -121,15 +124,18 @@ enum ResultFormat {
 /// # Errors
 /// Nothing could be measured, or the report cannot be written.
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let What::Startup(args) = &args.what;
+    match &args.what {
+        What::Startup(args) => startup(args),
+        What::Isolation(args) => isolation::run(args),
+    }
+}
+
+fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     let (name, command) = split(args);
     let what = format!("cannot measure how image {name} starts");
     // Said before minutes are spent.
     if let Some(directory) = &args.report {
-        let why = |error: io::Error| {
-            Failure::new(format!("cannot write to {}", directory.display()), error, "another --report")
-        };
-        std::fs::create_dir_all(directory).map_err(why)?;
+        make(directory)?;
     }
     let earlier = args.baseline.as_deref().map(|path| earlier(path, &what)).transpose()?;
     if args.cold && !rustix::process::geteuid().is_root() {
@@ -182,7 +188,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     })?;
     print(&report, args.format)?;
     if let Some(directory) = &args.report {
-        save(&report, directory)?;
+        let json = serde_json::to_string_pretty(&report)? + "\n";
+        save(directory, &[("index.html", html::page(&report)), ("result.json", json), ("runs.csv", report.csv())])?;
     }
     Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -193,6 +200,12 @@ fn earlier(path: &std::path::Path, what: &str) -> Result<Earlier, Failure> {
     let next = "a result.json that `bench startup --report DIR` wrote";
     let text = std::fs::read(path).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))?;
     Earlier::read(&text).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))
+}
+
+/// Makes a directory for a report.
+fn make(directory: &std::path::Path) -> Result<(), Failure> {
+    let what = || format!("cannot write to {}", directory.display());
+    std::fs::create_dir_all(directory).map_err(|error| Failure::new(what(), error, "another --report"))
 }
 
 /// The image and the command.
@@ -221,12 +234,9 @@ fn print(report: &Report, format: ResultFormat) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn save(report: &Report, directory: &std::path::Path) -> anyhow::Result<()> {
-    for (name, content) in [
-        ("index.html", html::page(report)),
-        ("result.json", serde_json::to_string_pretty(report)? + "\n"),
-        ("runs.csv", report.csv()),
-    ] {
+/// Writes the files of a report.
+fn save(directory: &std::path::Path, files: &[(&str, String)]) -> anyhow::Result<()> {
+    for (name, content) in files {
         let path = directory.join(name);
         let why = |error| {
             Failure::new(format!("cannot write {}", path.display()), error, "another --report; the result is above")

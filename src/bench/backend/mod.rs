@@ -16,6 +16,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use self::oci::Root;
+pub(super) use self::oci::mounted;
 pub use self::workspace::Workspace;
 use super::burst::{self, Burst, NoBurst};
 use super::measure::{Observed, Outcome, Stopwatch, Until};

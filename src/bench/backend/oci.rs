@@ -87,7 +87,7 @@ pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Res
 }
 
 /// Mounts the image's disk, if that has not been done for another runtime.
-fn mounted(disk: &Path, workspace: &Workspace) -> Result<PathBuf, String> {
+pub fn mounted(disk: &Path, workspace: &Workspace) -> Result<PathBuf, String> {
     let failed = |error: io::Error| format!("cannot mount the image's disk: {error}");
     let lower = workspace.path().join("lower");
     if lower.exists() {
