@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
 use coracle::image::{Digest, ImageRecord, Problem};
-use coracle::supervisor::Containers;
+use coracle::supervisor::{Containers, Snapshots};
 use serde_json::json;
 
 use super::{Format, store, units};
@@ -85,7 +85,9 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     if !args.force && !confirmed(what, "coracle system prune --force", &all)? {
         return Ok(());
     }
-    let used: Vec<_> = Containers::open(store.root())?.all()?.iter().map(|one| one.config.image.manifest).collect();
+    let containers = Containers::open(store.root())?;
+    let snapshots = Snapshots::beside(&containers)?.all()?.into_iter().map(|one| one.config.image.manifest);
+    let used: Vec<_> = containers.all()?.iter().map(|one| one.config.image.manifest).chain(snapshots).collect();
     let dangling = store.change(|index| {
         let is_dangling = |manifest: &Digest, record: &ImageRecord| {
             record.names.is_empty() && record.sources.is_empty() && !used.contains(manifest)

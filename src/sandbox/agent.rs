@@ -7,10 +7,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_protocol::{
-    AGENT_PORT, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
+    AGENT_PORT, Adopt, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew, Resize,
     Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock, read_frame,
     write_frame,
 };
@@ -30,9 +30,6 @@ const MAX_PASSED_OVER: u32 = 64;
 const FIRST_PORT: u32 = 1 << 16;
 /// Random bytes for a guest that is to be one of its own: the size of its generator's key.
 const ENTROPY: usize = 32;
-/// How far a guest's clock may be from the host's, and how often it is set to get there.
-const CLOCK_ERROR: Duration = Duration::from_millis(40);
-const CLOCK_TRIES: u32 = 5;
 const NOT_RENEWED: &str = "cannot make the restored guest one of its own";
 /// How many ports are tried before one is found that is free.
 const PORTS_TRIED: u32 = 64;
@@ -124,22 +121,40 @@ impl Agent {
     ///
     /// # Errors
     /// [`NotRun`].
-    pub fn start(mut self, start: ProcessStart) -> Result<Running, NotRun> {
-        let stdin = start.stdin.then(|| Port::bind(&self.vsock)).transpose()?;
-        let stdout = start.output.then(|| Port::bind(&self.vsock)).transpose()?;
-        let errors_apart = start.output && start.process.terminal.is_none();
-        let stderr = errors_apart.then(|| Port::bind(&self.vsock)).transpose()?;
+    pub fn start(self, start: ProcessStart) -> Result<Running, NotRun> {
+        let program = start.process.arguments.first().cloned().unwrap_or_default();
+        let wanted = [start.stdin, start.output, start.output && start.process.terminal.is_none()];
+        let ProcessStart { container, process, task, .. } = start;
+        self.run(wanted, &program, |streams| Message::Start(Box::new(Start { container, process, streams, task })))
+    }
+
+    /// Has the container that was in the snapshot go on, and gives the streams of its first process: what it reads, where
+    /// it had that then, and what it writes.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn adopt(self, adopt: Adopt, stdin: bool, terminal: bool) -> Result<Running, NotRun> {
+        let message = |streams| Message::Adopt(Box::new(Adopt { streams, ..adopt }));
+        self.run([stdin, true, !terminal], b"the container of the snapshot", message)
+    }
+
+    /// Has a process run with these of its streams: input, output, errors.
+    fn run(
+        mut self,
+        wanted: [bool; 3],
+        program: &[u8],
+        request: impl FnOnce(Streams) -> Message,
+    ) -> Result<Running, NotRun> {
+        let [stdin, stdout, stderr] = wanted.map(|wanted| wanted.then(|| Port::bind(&self.vsock)).transpose());
+        let (stdin, stdout, stderr) = (stdin?, stdout?, stderr?);
         let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
         let streams = Streams { stdin: number(&stdin), stdout: number(&stdout), stderr: number(&stderr) };
-        let program = start.process.arguments.first().cloned().unwrap_or_default();
-        let request = Start { container: start.container, process: start.process, streams, task: start.task };
-        let request = Message::Start(Box::new(request));
-        match self.channel.call(&request) {
+        match self.channel.call(&request(streams)) {
             Ok(Message::Started) => {}
             Ok(_) => return Err(lost("it answered something else").into()),
-            Err(CallError::Refused(refused)) => return Err(not_started(&program, &refused)),
+            Err(CallError::Refused(refused)) => return Err(not_started(program, &refused)),
             Err(CallError::Write(error)) if error.kind() == io::ErrorKind::InvalidInput => {
-                return Err(too_long(&program));
+                return Err(too_long(program));
             }
             Err(error) => return Err(lost(error).into()),
         }
@@ -158,27 +173,16 @@ impl Agent {
 
 impl Agent {
     /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, its name where one
-    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it. Gives what
-    /// its clock is off by at most, which is how long the answer took: a busy host's guest may take its time.
+    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it.
     ///
     /// # Errors
     /// The agent cannot, or has gone; or this host has no randomness.
-    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<Duration, Failure> {
-        let mut error = Duration::MAX;
-        for _ in 0..CLOCK_TRIES {
-            let mut entropy = vec![0; ENTROPY];
-            random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
-            let macs = cards.iter().map(|mac| mac.bytes()).collect();
-            let hostname = hostname.map(Text::new);
-            let start = Instant::now();
-            let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname, macs };
-            self.ask(NOT_RENEWED, &Message::Renew(renew))?;
-            error = start.elapsed();
-            if error < CLOCK_ERROR {
-                break;
-            }
-        }
-        Ok(error)
+    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<(), Failure> {
+        let mut entropy = vec![0; ENTROPY];
+        random(&mut entropy).map_err(|error| Failure::new(NOT_RENEWED, error, "a newer host kernel"))?;
+        let macs = cards.iter().map(|mac| mac.bytes()).collect();
+        let renew = Renew { entropy, realtime_ns: realtime_ns(), hostname: hostname.map(Text::new), macs };
+        self.ask(NOT_RENEWED, &Message::Renew(renew)).map(drop)
     }
 
     /// Has it mount what containers need, for a snapshot to be taken next.

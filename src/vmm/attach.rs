@@ -12,7 +12,7 @@ use super::bus::Bus;
 use super::config::{ConsoleKind, MachineConfig};
 use super::devices::console_output::ConsoleOutput;
 use super::devices::exit::ExitLine;
-use super::devices::legacy::{AcpiPower, Cmos, FixedPort, I8042, PvPanic, Serial, SerialState};
+use super::devices::legacy::{AcpiPower, Cmos, FixedPort, HostClock, I8042, PvPanic, Serial, SerialState};
 use super::devices::virtio::VirtioDevice;
 use super::devices::virtio::balloon::{Balloon, BalloonHandle};
 use super::devices::virtio::block::Block;
@@ -22,7 +22,7 @@ use super::devices::virtio::net::{Net, NetBackend};
 use super::devices::virtio::pmem::Pmem;
 use super::devices::virtio::rng::Rng;
 use super::devices::virtio::vsock::Vsock;
-use super::layout::{ACPI_SLEEP_CONTROL_PORT, BOOT_TIMER_PORT, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT};
+use super::layout::{ACPI_SLEEP_CONTROL_PORT, BOOT_TIMER_PORT, HOST_CLOCK_PORT, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT};
 use super::stages::{Stage, Stages};
 use crate::failure::Failure;
 
@@ -141,6 +141,7 @@ fn legacy_ports(exit: &Arc<ExitLine>, stages: &Arc<Stages>) -> Bus {
     ports.insert(FixedPort::POST, 1, Arc::new(FixedPort(0)));
     ports.insert(PVPANIC_PORT.into(), 1, Arc::new(PvPanic::new(Arc::clone(exit))));
     ports.insert(BOOT_TIMER_PORT.into(), 1, Arc::clone(stages) as _);
+    ports.insert(HOST_CLOCK_PORT.into(), HostClock::LENGTH, Arc::new(HostClock::default()));
     ports.insert(ACPI_SLEEP_CONTROL_PORT.into(), AcpiPower::LENGTH, Arc::new(AcpiPower::new(Arc::clone(exit))));
     ports
 }

@@ -63,6 +63,8 @@ pub const I8042_COMMAND_PORT: u16 = 0x64;
 pub const PVPANIC_PORT: u16 = 0x505;
 /// Boot timer: one byte written marks a stage.
 pub const BOOT_TIMER_PORT: u16 = 0x520;
+/// The host's time of day: eight bytes (`devices/legacy/host_clock.rs`).
+pub const HOST_CLOCK_PORT: u16 = 0x528;
 /// ACPI sleep control register (ACPI 6.5 §4.8.3.7).
 pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;
 /// ACPI sleep status register.

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use coracle_protocol::{
-    Decoder, Ended, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Signal, Start, Text, VERSIONS,
+    Decoder, Ended, ErrorCode, Failure, Frame, Hello, Message, Ping, Ready, Shutdown, Signal, Text, VERSIONS,
 };
 use rustix::event::PollFlags;
 use rustix::fd::OwnedFd;
@@ -15,6 +15,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::Pid;
 
 use crate::guest::{Guest, Question};
+use crate::workload::Refusal;
 use crate::{facts, mounts, renewal, sys, terminal};
 
 /// Bytes read at once between frames. Also bounds what waits to be sent: nothing is read while something does.
@@ -170,7 +171,8 @@ impl Connection {
                 Ok(()) => self.say(id, &Message::Ack),
                 Err(error) => self.say_error(id, ErrorCode::FAILED, &format!("renewing the guest failed: {error}")),
             },
-            Ok(Message::Start(start)) => self.start(id, &start, guest),
+            Ok(Message::Start(start)) => self.started(id, guest.start(&start).map(|one| (one.pid, one.terminal))),
+            Ok(Message::Adopt(adopt)) => self.started(id, guest.adopt(&adopt)),
             Ok(Message::Signal(Signal { signal, all: true, .. })) => self.ask(id, Question::SignalAll(signal), guest),
             Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {
                 sys::kill(process.pid, signal.signal);
@@ -213,10 +215,10 @@ impl Connection {
         }
     }
 
-    fn start(&mut self, id: u32, start: &Start, guest: &mut Guest) {
-        match guest.start(start) {
-            Ok(workload) => {
-                self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal });
+    fn started(&mut self, id: u32, outcome: Result<(Pid, Option<OwnedFd>), Refusal>) {
+        match outcome {
+            Ok((pid, terminal)) => {
+                self.started.push(Started { id, pid, terminal });
                 self.say(id, &Message::Started);
             }
             Err((code, text)) => self.say_error(id, code, &text),

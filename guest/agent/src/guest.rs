@@ -3,15 +3,16 @@
 
 use alloc::vec::Vec;
 
-use coracle_protocol::{Ended, EndedBy, ErrorCode, Message, Start, Upper};
-use rustix::io::Result;
+use coracle_protocol::{Adopt, Ended, EndedBy, ErrorCode, Message, Start, Upper};
+use rustix::fd::OwnedFd;
+use rustix::io::{Result, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, WaitStatus};
 
 use crate::cgroup::Cgroup;
 use crate::signals::Signals;
 use crate::streams::Stream;
 use crate::workload::{Refusal, Workload, failed};
-use crate::{statistics, sys, workload};
+use crate::{adoption, statistics, sys, workload};
 
 /// What runs in the guest for the host.
 #[derive(Debug, Default)]
@@ -33,6 +34,8 @@ pub struct Running {
     /// `None` on a kernel that has none.
     pub cgroup: Option<Cgroup>,
     paused: bool,
+    /// The agent's end of its first process's terminal, for the next to adopt it.
+    terminal: Option<OwnedFd>,
     /// Whether what it has written is to outlast the guest.
     lasting: bool,
 }
@@ -61,7 +64,8 @@ impl Guest {
                 let cgroup = workload::prepare(container)?;
                 let workload = workload::start(start, workload::Place::New(cgroup.as_ref()))?;
                 let lasting = matches!(container.upper, Upper::Disk(_));
-                let running = Running { pid: workload.pid, cgroup, paused: false, lasting };
+                let terminal = workload.terminal.as_ref().and_then(|fd| fcntl_dupfd_cloexec(fd, 3).ok());
+                let running = Running { pid: workload.pid, cgroup, paused: false, terminal, lasting };
                 (workload, Some(running))
             }
             (None, Some(running)) if running.paused => {
@@ -74,6 +78,24 @@ impl Guest {
         self.container = started.or(self.container.take());
         self.streams.append(&mut workload.streams);
         Ok(workload)
+    }
+
+    /// Has the container that was in a snapshot go on as another: gives its first process, and its terminal.
+    ///
+    /// # Errors
+    /// [`Refusal`]; its processes stand still then.
+    pub fn adopt(&mut self, adopt: &Adopt) -> core::result::Result<(Pid, Option<OwnedFd>), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Err((ErrorCode::NO_PROCESS, "no container was in the snapshot".into()));
+        };
+        let pid = container.pid;
+        let streams = self.streams.iter_mut().filter(|stream| stream.is_of(pid));
+        adoption::adopt(adopt, pid, streams)?;
+        if let Some(cgroup) = &container.cgroup {
+            cgroup.thaw().map_err(failed("cannot let the container's processes go on"))?;
+        }
+        container.paused = false;
+        Ok((pid, container.terminal.as_ref().and_then(|fd| fcntl_dupfd_cloexec(fd, 3).ok())))
     }
 
     /// After the end of a process: how the host is to hear of it.

@@ -11,6 +11,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod adoption;
 mod agent;
 mod archive;
 mod cgroup;

@@ -8,7 +8,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::{Errno, Result};
 
-use crate::{network, sys};
+use crate::{io_ports, network, sys};
 
 /// `MEM_MAJOR`, and the minor number of `/dev/random` (`drivers/char/mem.c`).
 const RANDOM: (u32, u32) = (1, 8);
@@ -27,7 +27,7 @@ pub fn renew(renew: &Renew) -> Result<()> {
     sys::add_entropy(&device, &entropy_request(&renew.entropy)?)?;
     // Without this the generator would go on with the key that the snapshot has until its next turn, a minute later.
     sys::reseed(&device)?;
-    sys::set_clock(renew.realtime_ns)?;
+    sys::set_clock(io_ports::host_time().unwrap_or(renew.realtime_ns))?;
     if let Some(hostname) = &renew.hostname {
         rustix::system::sethostname(hostname.as_str().as_bytes())?;
     }

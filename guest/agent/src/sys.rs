@@ -199,13 +199,18 @@ pub fn signalfd(set: u64) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Milliseconds since the kernel started. Not through the vDSO: finding that takes more faults than this call.
+/// Milliseconds since the kernel started.
 pub fn uptime_ms() -> u64 {
+    uptime_ns() / 1_000_000
+}
+
+/// Nanoseconds since the kernel started. Not through the vDSO: finding that takes more faults than this call.
+pub fn uptime_ns() -> u64 {
     let mut time = [0u64; 2];
     // SAFETY: `time` has the layout of a 64-bit `struct timespec` and is valid for the call.
     let _ = unsafe { call(CLOCK_GETTIME, CLOCK_BOOTTIME, (&raw mut time).addr(), 0, 0) };
     let [seconds, nanoseconds] = time;
-    seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
 /// Sets the time of day, in nanoseconds since 1970. Other clocks go on as they are.

@@ -7,7 +7,7 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
+use crate::{Adopt, Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -37,6 +37,7 @@ pub enum MessageType {
     Usage = 0x28,
     Top = 0x29,
     Processes = 0x2a,
+    Adopt = 0x2b,
 }
 
 /// A message.
@@ -63,9 +64,9 @@ pub enum Message {
     Renew(Renew),
     /// Host: start a process. Answered by `Started` once the program runs, and by `Ended`, with the same id, at its end.
     Start(Box<Start>),
-    /// The program of the `Start` with this id runs.
+    /// The program of the `Start` or `Adopt` with this id runs.
     Started,
-    /// The process of the `Start` with this id has ended, and with a container's first one all of the container.
+    /// The process of the `Start` or `Adopt` with this id has ended, and with a container's first one all of the container.
     Ended(Ended),
     /// Host: send a signal. Answered by `Ack`.
     Signal(Signal),
@@ -83,6 +84,8 @@ pub enum Message {
     Top,
     /// Answer to `Top`.
     Processes(Processes),
+    /// Host: the container that was in the snapshot goes on, for this connection. Answered as `Start` is.
+    Adopt(Box<Adopt>),
 }
 
 /// Who speaks, and which versions.
@@ -246,6 +249,7 @@ impl Message {
             Self::Usage(_) => MessageType::Usage,
             Self::Top => MessageType::Top,
             Self::Processes(_) => MessageType::Processes,
+            Self::Adopt(_) => MessageType::Adopt,
         }
     }
 
@@ -267,6 +271,7 @@ impl Message {
             Self::Resize(body) => encode(body),
             Self::Usage(body) => encode(body),
             Self::Processes(body) => encode(body),
+            Self::Adopt(body) => encode(body),
             Self::Ack | Self::Prepare | Self::Started | Self::Pause | Self::Resume | Self::Stats | Self::Top => {
                 Ok(Vec::new())
             }
@@ -312,6 +317,7 @@ impl Message {
             t if t == MessageType::Usage as u8 => Self::Usage(decode(frame)?),
             t if t == MessageType::Top as u8 => Self::Top,
             t if t == MessageType::Processes as u8 => Self::Processes(decode(frame)?),
+            t if t == MessageType::Adopt as u8 => Self::Adopt(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

@@ -11,6 +11,10 @@ pub const BOOT_STAGE_INIT: u8 = 0x01;
 /// Stage: the agent accepts connections on [`AGENT_PORT`].
 pub const BOOT_STAGE_READY: u8 = 0x02;
 
+/// First of eight I/O ports with the host's time of day, in nanoseconds since 1970, the lowest byte first: reading that
+/// takes the time, which the others go on with.
+pub const HOST_CLOCK_PORT: u16 = 0x528;
+
 /// I/O port of the pvpanic device (QEMU `docs/specs/pvpanic.rst`).
 pub const PVPANIC_PORT: u16 = 0x505;
 /// pvpanic: the guest has panicked.

@@ -14,7 +14,8 @@ use crate::Text;
 pub struct Renew {
     /// Random bytes that no other guest gets, 32 to 512: the kernel's generator starts anew from them.
     pub entropy: Vec<u8>,
-    /// The time, in nanoseconds since 1970 (`CLOCK_REALTIME`).
+    /// The time when this was written, in nanoseconds since 1970 (`CLOCK_REALTIME`): for an agent that finds no clock at
+    /// [`HOST_CLOCK_PORT`](crate::HOST_CLOCK_PORT).
     pub realtime_ns: u64,
     /// The guest's name; `None` leaves it as it is.
     pub hostname: Option<Text>,

@@ -4,6 +4,7 @@
 mod clients;
 mod output;
 pub(super) mod shares;
+mod snapshot;
 pub(super) mod storage;
 
 use std::fs::{self, DirBuilder};
@@ -22,13 +23,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::clients::Clients;
 use self::output::Output;
+use self::snapshot::Snapshotted;
 use super::containers::{Container, Held, remove_sockets};
 use super::describe;
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
 use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use crate::failure::{EXIT_FAILURE, Failure};
-use crate::image::Store;
 use crate::network::{self, Attachment};
 use crate::sandbox::{Agent, Devices, Handle, MicroVm, NotRun, ProcessStart, Running, Stopper};
 use crate::vmm::virtiofsd::Virtiofsd;
@@ -53,6 +54,8 @@ struct Monitor {
     input: Mutex<Option<UnixStream>>,
     /// Size of the terminal that the program starts with.
     size: Mutex<WindowSize>,
+    /// Held by who has the container stand still, or go on.
+    standing: Mutex<()>,
 }
 
 /// How far the container has come.
@@ -93,6 +96,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         vsock: sockets.join("vsock"),
         input: Mutex::default(),
         size: Mutex::default(),
+        standing: Mutex::default(),
     });
     if let Err(error) = clients::serve_first(&monitor, client) {
         log::info!("who asked for the container has gone: {error}");
@@ -160,44 +164,57 @@ impl Monitor {
     fn start(&self, state: &mut State, first: bool) -> Result<Started, NotRun> {
         let config = &self.container.config;
         let what = format!("cannot start container {}", config.name);
-        let explain = |problem| Failure::from(crate::image::ImageError::new(&what)(problem));
-        let store = Store::open().map_err(explain)?;
         // Nobody removes the image between here and where the VMM has its disk open.
-        let content = store.hold_content().map_err(explain)?;
-        let image = store.image(&config.image.manifest).map_err(explain)?;
-        let rootfs = store.rootfs(&image).map_err(Failure::from)?;
+        let (content, rootfs) = snapshot::rootfs(config)?;
+        let origin = config.from.as_ref().filter(|_| first);
+        let origin = origin.map(|origin| Snapshotted::find(&self.container, origin, &rootfs, &what)).transpose()?;
         let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
         let serving = shares::start(&self.container, &state.sockets, first)?;
         let devices = Devices {
             rootfs,
-            written: config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?,
+            written: config.storage_size.map(|size| self.written(size, origin.as_ref())).transpose()?,
             nets: connected.iter().map(Attachment::config).collect(),
             shares: serving.iter().map(|(serving, _)| serving.config()).collect(),
             vsock: self.vsock.clone(),
             control: state.sockets.join("control"),
         };
-        let vm = MicroVm::start(config.shape, &devices, config.templates())?;
+        let vm = match &origin {
+            Some(origin) => MicroVm::restore(&origin.place, &devices)?,
+            None => MicroVm::start(config.shape, &devices, config.templates())?,
+        };
         let (serving, shared): (Vec<_>, Vec<_>) = serving.into_iter().unzip();
         self.enter(Phase::Starting(Some(vm.stopper()?)));
         let agent = vm.agent()?;
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
-        let start = ProcessStart {
-            container: Some(describe::container(config, connected.as_ref(), &shared)),
-            process: describe::process(&config.process, &config.surroundings, terminal),
-            task: Task::Program,
-            stdin: config.interactive,
-            output: true,
+        let mut process = match &origin {
+            Some(origin) => {
+                let adopt = describe::adoption(config, connected.as_ref(), &origin.snapshot.addresses);
+                agent.adopt(adopt, config.interactive, config.terminal)?
+            }
+            None => agent.start(ProcessStart {
+                container: Some(describe::container(config, connected.as_ref(), &shared)),
+                process: describe::process(&config.process, &config.surroundings, terminal),
+                task: Task::Program,
+                stdin: config.interactive,
+                output: true,
+            })?,
         };
-        let mut process = agent.start(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = vm.pid();
         self.container.set_state(state)?;
         Ok(Started { vm, process, connected, serving })
+    }
+
+    fn written(&self, size: u64, origin: Option<&Snapshotted>) -> Result<PathBuf, Failure> {
+        match origin {
+            Some(origin) => storage::copy_of(&origin.place, self.container.directory()),
+            None => storage::disk(self.container.directory(), size),
+        }
     }
 
     /// From there to its end.
@@ -282,6 +299,7 @@ impl Monitor {
     }
 
     fn pause(&self, still: bool) -> Reply {
+        let _alone = self.standing.lock().expect("no thread panics while it holds this");
         let done = self.with_process(|_| Agent::connect(&self.vsock)?.pause(still));
         if done == Reply::Done {
             let status = if still { Status::Paused } else { Status::Running };
