@@ -8,7 +8,7 @@ use super::statistics::Summary;
 use super::svg::{bars, ecdf, escape, time, waterfall};
 
 /// Light, or dark where the reader prefers that. Colours are told apart by people who see few (Okabe, Ito 2008).
-const STYLE: &str = "\
+pub(super) const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1a1c1e;--bg:#fff;--dim:#5f6670;--rule:#dde1e6;--c0:#0072b2;--c1:#56b4e9;--c2:#d55e00;\
 --c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f}\
 @media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#4aa3df;--c2:#f0803c;\

@@ -5,6 +5,7 @@
 //! [`measure`], and gives a [`Report`](report::Report), which [`statistics`] sums up.
 
 pub mod backend;
+pub mod density;
 pub mod html;
 pub mod machine;
 pub mod measure;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle bench`: what a microVM costs against a container, on this host and with the user's own image.
 
+mod density;
+mod reports;
 mod table;
 
 use std::env;
@@ -50,6 +52,8 @@ pub struct BenchArgs {
 enum What {
     /// Time starts of the same command from the same image.
     Startup(Box<StartupArgs>),
+    /// Start containers until a limit is reached, and show what each takes.
+    Density(Box<density::DensityArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -107,16 +111,16 @@ enum ResultFormat {
 /// # Errors
 /// Nothing could be measured, or the report cannot be written.
 pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
-    let What::Startup(args) = &args.what;
+    match &args.what {
+        What::Startup(args) => startup(args),
+        What::Density(args) => density::run(args),
+    }
+}
+
+fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     let (name, command) = split(args);
     let what = format!("cannot measure how image {name} starts");
-    // Said before minutes are spent.
-    if let Some(directory) = &args.report {
-        let why = |error: io::Error| {
-            Failure::new(format!("cannot write to {}", directory.display()), error, "another --report")
-        };
-        std::fs::create_dir_all(directory).map_err(why)?;
-    }
+    reports::prepare(args.report.as_deref())?;
     let store = store::open(&what)?;
     let _held = store.hold_content().map_err(store::explain(&what))?;
     let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { ProgressKind::Auto });
@@ -160,7 +164,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     })?;
     print(&report, args.format)?;
     if let Some(directory) = &args.report {
-        save(&report, directory)?;
+        reports::save(directory, html::page(&report), serde_json::to_string_pretty(&report)?, report.csv())?;
     }
     Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -187,21 +191,6 @@ fn print(report: &Report, format: ResultFormat) -> anyhow::Result<()> {
         ResultFormat::Table => table::write(report, &mut anstream::stdout().lock())?,
         ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report)?)?,
         ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
-    }
-    Ok(())
-}
-
-fn save(report: &Report, directory: &std::path::Path) -> anyhow::Result<()> {
-    for (name, content) in [
-        ("index.html", html::page(report)),
-        ("result.json", serde_json::to_string_pretty(report)? + "\n"),
-        ("runs.csv", report.csv()),
-    ] {
-        let path = directory.join(name);
-        let why = |error| {
-            Failure::new(format!("cannot write {}", path.display()), error, "another --report; the result is above")
-        };
-        std::fs::write(&path, content).map_err(why)?;
     }
     Ok(())
 }

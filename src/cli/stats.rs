@@ -9,11 +9,28 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use coracle::failure::Failure;
 use coracle::sandbox::Agent;
+use coracle::supervisor::footprint::Footprint;
 use coracle::supervisor::{Container, State};
 use serde_json::{Value, json};
 
 use super::template::Lines;
 use super::{containers, units};
+
+/// Fields, and what they are called in the table. Docker's, and then what the microVM takes.
+const COLUMNS: [(&str, &str); 12] = [
+    ("ID", "CONTAINER ID"),
+    ("Name", "NAME"),
+    ("CPUPerc", "CPU %"),
+    ("MemUsage", "MEM USAGE / LIMIT"),
+    ("MemPerc", "MEM %"),
+    ("NetIO", "NET I/O"),
+    ("BlockIO", "BLOCK I/O"),
+    ("PIDs", "PIDS"),
+    ("Resident", "RESIDENT"),
+    ("Shared", "SHARED"),
+    ("Overhead", "OVERHEAD"),
+    ("VmMem", "VM MEM"),
+];
 
 /// Over which time the use of CPUs is taken.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -21,7 +38,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Show what containers use.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The figures are those of the guest's own kernel. VM MEM is what the microVM takes of the host."
+    after_help = "The first figures are those of the guest's own kernel. RESIDENT is how much of the guest's memory the host \
+                  has in its own, SHARED the part of it that other microVMs have too, OVERHEAD what the container's \
+                  processes take besides, and VM MEM all of it, with what is shared divided."
 )]
 pub struct StatsArgs {
     /// Show it once
@@ -59,7 +78,7 @@ struct Measured {
     name: String,
     at: Instant,
     usage: coracle_protocol::Usage,
-    host_memory: u64,
+    footprint: Footprint,
 }
 
 fn measure(args: &StatsArgs) -> Result<Vec<Measured>, Failure> {
@@ -88,16 +107,8 @@ fn ask(container: &Container, state: &State) -> Result<Measured, Failure> {
         name: container.config.name.clone(),
         at: Instant::now(),
         usage,
-        host_memory: resident(state.pid),
+        footprint: Footprint::of(state.pid),
     })
-}
-
-/// Bytes that the VMM's process has in memory, the guest's among them (proc(5), `VmRSS`).
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|text| text.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "two digits after the point are shown")]
@@ -121,7 +132,10 @@ fn row(one: &Measured, before: Option<&Measured>) -> Value {
         "NetIO": pair(usage.received, usage.sent),
         "BlockIO": pair(usage.read, usage.written),
         "PIDs": usage.pids.to_string(),
-        "VmMem": units::size(one.host_memory),
+        "Resident": units::size(one.footprint.guest.resident),
+        "Shared": units::size(one.footprint.guest.shared),
+        "Overhead": units::size(one.footprint.overhead.proportional),
+        "VmMem": units::size(one.footprint.proportional()),
     })
 }
 
@@ -134,9 +148,8 @@ fn print(args: &StatsArgs, rows: &[Value]) -> io::Result<()> {
         // From the top of an empty screen.
         write!(out, "\x1b[H\x1b[J")?;
     }
-    let columns = ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs", "VmMem"];
-    let head =
-        ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS", "VM MEM"];
+    let columns: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let head: Vec<&str> = COLUMNS.iter().map(|(_, head)| *head).collect();
     let text = |row: &Value, name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let cells: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|name| text(row, name)).collect()).collect();
     units::table(&mut out, &head, &cells)

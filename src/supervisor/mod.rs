@@ -7,6 +7,7 @@
 pub mod client;
 pub mod containers;
 pub mod describe;
+pub mod footprint;
 pub mod log;
 pub mod monitor;
 pub mod mounts;
