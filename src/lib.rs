@@ -11,5 +11,6 @@ pub mod logging;
 pub mod network;
 pub mod sandbox;
 pub mod signals;
+mod sparse;
 pub mod supervisor;
 pub mod vmm;

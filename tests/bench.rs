@@ -52,6 +52,29 @@ fn starts_of_vm_and_container_are_measured() {
     assert_eq!(home.ok(&["ps", "-aq"]), "");
 }
 
+/// Three containers, looked at and removed; then one that cannot be started.
+#[test]
+fn as_many_as_were_asked_for_run_answer_and_are_removed() {
+    let home = Home::new();
+    let folder = home.path().join("report");
+    let words = ["bench", "density", "-q", "-n", "3", "--reserve", "1m", "--format", "json", "--report"];
+    let (status, stdout, stderr) = home.run(&[&words[..], &[folder.to_str().unwrap(), "IMAGE"]].concat());
+    assert_eq!(status, Some(0), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&report["schema"], &report["interrupted"]), (&"coracle-bench-density".into(), &false.into()));
+    let [step] = report["steps"].as_array().unwrap().as_slice() else { panic!("{stdout}") };
+    assert_eq!((&step["containers"], &step["answering"]), (&3.into(), &3.into()), "{stdout}");
+    let bytes = |name: &str| step[name].as_u64().unwrap();
+    assert!(1 << 20 < bytes("overhead") && bytes("overhead") < bytes("pss") && bytes("pss") < 128 << 20, "{step}");
+    assert!(0 < step["readyP50Ns"].as_u64().unwrap() && step["perSecond"].as_f64().unwrap() > 0.0, "{step}");
+    assert_eq!(report["started"].as_array().unwrap().len(), 3);
+    assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("</html>"));
+    let (status, _, stderr) = home.run(&["bench", "density", "-q", "IMAGE", "no-such-program"]);
+    assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
+    assert!(stderr.contains("no-such-program"), "{stderr}");
+    assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
+}
+
 #[test]
 fn what_cannot_be_measured_is_explained() {
     let home = Home::new();

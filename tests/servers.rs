@@ -106,6 +106,51 @@ fn redis_answers_redis_cli_and_its_benchmark() {
     server.ends_well("Ready to accept connections", "0");
 }
 
+/// While it is busy; its data is in memory, and what its image would have as a volume as well.
+#[test]
+fn redis_goes_on_three_times_from_one_snapshot() {
+    let server = Server::start("redis", &["-p", "6379", "--tmpfs", "/var/lib/redis"]);
+    let home = &server.home;
+    let cli = |container: &'static str, words: &[&str]| {
+        let at = home.ok(&["port", container, "6379"]);
+        let (host, port) = at.rsplit_once(':').expect("an address and a port");
+        let words = [&["-h", host, "-p", port], words].concat();
+        common::eventually("an answer of redis", || {
+            let (status, stdout, _) = run(Command::new("redis-cli").args(&words));
+            (status == Some(0)).then(|| stdout.trim().to_owned())
+        })
+    };
+    let value = "a value of some length ".repeat(20);
+    assert_eq!(cli("redis", &["SET", "name", &value]), "OK");
+    let (address, port) = server.address("6379");
+    let load = ["-h", &address, "-p", &port, "-c", "3", "-t", "set,incr", "-r", "50", "-l", "-q"];
+    let mut load = Command::new("redis-benchmark").args(load).stdout(Stdio::null()).spawn().unwrap();
+    common::eventually("load", || (cli("redis", &["DBSIZE"]).parse::<u32>().unwrap() > 10).then_some(()));
+    home.ok(&["snapshot", "create", "redis", "busy"]);
+    assert!(load.try_wait().unwrap().is_none(), "the clients of the one that goes on have not noticed");
+    load.kill().unwrap();
+    load.wait().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    for clone in ["first", "second", "third"] {
+        home.ok(&["run", "-d", "--rm", "--from", "busy", "--name", clone, "-p", "6379"]);
+        seen.insert(home.field(clone, "{{.NetworkSettings.IPAddress}}"));
+        seen.insert(home.ok(&["exec", clone, "cat", "/proc/sys/kernel/random/uuid", "/etc/hostname"]));
+    }
+    assert_eq!(seen.len(), 6, "{seen:?}");
+    for clone in ["first", "second", "third"] {
+        assert_eq!(cli(clone, &["GET", "name"]), value.trim());
+        assert!(cli(clone, &["DBSIZE"]).parse::<u32>().unwrap() > 10);
+        // What one is told is not heard by another.
+        assert_eq!(cli(clone, &["EXISTS", "own"]), "0");
+        assert_eq!(cli(clone, &["SET", "own", clone]), "OK");
+    }
+    for clone in ["first", "second", "third"] {
+        assert_eq!(cli(clone, &["GET", "own"]), clone);
+        home.ok(&["stop", "-t", GRACE, clone]);
+    }
+    server.ends_well("Ready to accept connections", "0");
+}
+
 #[test]
 fn postgresql_answers_psql_and_pgbench() {
     let server = Server::start("postgresql", &["-p", "5432", "--memory", "512m"]);

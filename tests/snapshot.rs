@@ -99,10 +99,9 @@ fn main_path_clones_of_one_snapshot_are_machines_of_their_own() {
     for (name, size) in [("one", 8 << 20), ("two", 24 << 20)] {
         let image = folder.disk(name, &format!("I am {name}"), size);
         let mut clone = folder.restore(name, &["--disk", &format!("{image},ro")]);
-        // A host that is busy cannot say the time in a shorter one.
-        let error = folder.agent(name).renew(Some(name), &[]).unwrap().max(Duration::from_millis(40));
+        folder.agent(name).renew(Some(name), &[]).unwrap();
         let distance = clock_distance(&mut clone);
-        assert!(distance < error.as_micros().cast_signed() + 10_000, "{name}: {distance} µs off, and not {error:?}");
+        assert!(distance < 50_000, "{name}: {distance} µs off");
         assert_eq!(clone.sh("echo $kept; cat /kept").trim(), "variable\nfrom before");
         assert_eq!(clone.sh("hostname").trim(), name);
         let sectors = (size / 512).to_string();

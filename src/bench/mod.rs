@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod burst;
 pub mod comparison;
+pub mod density;
 pub mod html;
 pub mod isolation;
 pub mod machine;

@@ -115,7 +115,7 @@ pub fn median(samples: &mut [u64]) -> u64 {
 }
 
 /// The sample of this rank, in thousandths, by the nearest-rank method.
-fn rank<T: Copy>(sorted: &[T], thousandths: usize) -> T {
+pub fn rank<T: Copy>(sorted: &[T], thousandths: usize) -> T {
     let rank = (sorted.len() * thousandths).div_ceil(1000);
     sorted[rank.clamp(1, sorted.len()) - 1]
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle bench`: what a microVM costs against a container, on this host and with the user's own image.
 
+mod density;
 mod isolation;
+mod reports;
 mod table;
 
 use std::env;
@@ -58,6 +60,8 @@ enum What {
     Startup(Box<StartupArgs>),
     /// Look for what of the host a tenant can find, reach and disturb.
     Isolation(isolation::IsolationArgs),
+    /// Start containers until a limit is reached, and show what each takes.
+    Density(Box<density::DensityArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -127,16 +131,14 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Startup(args) => startup(args),
         What::Isolation(args) => isolation::run(args),
+        What::Density(args) => density::run(args),
     }
 }
 
 fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     let (name, command) = split(args);
     let what = format!("cannot measure how image {name} starts");
-    // Said before minutes are spent.
-    if let Some(directory) = &args.report {
-        make(directory)?;
-    }
+    reports::prepare(args.report.as_deref())?;
     let earlier = args.baseline.as_deref().map(|path| earlier(path, &what)).transpose()?;
     if args.cold && !rustix::process::geteuid().is_root() {
         let why = "only root can have the host forget what it has read";
@@ -189,7 +191,10 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     print(&report, args.format)?;
     if let Some(directory) = &args.report {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        save(directory, &[("index.html", html::page(&report)), ("result.json", json), ("runs.csv", report.csv())])?;
+        reports::save(
+            directory,
+            &[("index.html", html::page(&report)), ("result.json", json), ("runs.csv", report.csv())],
+        )?;
     }
     Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
@@ -200,12 +205,6 @@ fn earlier(path: &std::path::Path, what: &str) -> Result<Earlier, Failure> {
     let next = "a result.json that `bench startup --report DIR` wrote";
     let text = std::fs::read(path).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))?;
     Earlier::read(&text).map_err(|error| Failure::new(what, format!("{}: {error}", file()), next))
-}
-
-/// Makes a directory for a report.
-fn make(directory: &std::path::Path) -> Result<(), Failure> {
-    let what = || format!("cannot write to {}", directory.display());
-    std::fs::create_dir_all(directory).map_err(|error| Failure::new(what(), error, "another --report"))
 }
 
 /// The image and the command.
@@ -230,18 +229,6 @@ fn print(report: &Report, format: ResultFormat) -> anyhow::Result<()> {
         ResultFormat::Table => table::write(report, &mut anstream::stdout().lock())?,
         ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report)?)?,
         ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
-    }
-    Ok(())
-}
-
-/// Writes the files of a report.
-fn save(directory: &std::path::Path, files: &[(&str, String)]) -> anyhow::Result<()> {
-    for (name, content) in files {
-        let path = directory.join(name);
-        let why = |error| {
-            Failure::new(format!("cannot write {}", path.display()), error, "another --report; the result is above")
-        };
-        std::fs::write(&path, content).map_err(why)?;
     }
     Ok(())
 }

@@ -15,12 +15,14 @@ use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
 use coracle::sandbox::{Isolation, Overrides, ProcessSpec, Shape, container};
 use coracle::signals;
-use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, names};
+use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, Origin, Snapshots, names};
 use jiff::Timestamp;
 
 use self::mounts::MountArgs;
 use self::network::NetworkArgs;
-use self::surroundings::{SurroundingsArgs, bytes};
+use self::surroundings::SurroundingsArgs;
+pub use self::surroundings::bytes;
+use super::containers;
 use super::pull_progress::{ProgressKind, PullProgress};
 use super::registry_access::AccessArgs;
 use super::store;
@@ -32,6 +34,44 @@ const STOP_TIMEOUT: u64 = 10;
 
 /// Bytes of the disk of a container that is kept; it takes of the host only what is written.
 const STORAGE_SIZE: u64 = 10 << 30;
+
+/// What was settled when the program of a snapshot started, and cannot be otherwise now.
+const NOT_FROM_SNAPSHOTS: [&str; 34] = [
+    "interactive",
+    "tty",
+    "env",
+    "env_file",
+    "workdir",
+    "user",
+    "entrypoint",
+    "cpus",
+    "memory",
+    "no_template",
+    "isolation",
+    "oci_runtime",
+    "storage_size",
+    "volume",
+    "mount",
+    "publish_all",
+    "expose",
+    "read_only",
+    "tmpfs",
+    "shm_size",
+    "pids_limit",
+    "cap_add",
+    "cap_drop",
+    "privileged",
+    "init",
+    "security_opt",
+    "ulimit",
+    "group_add",
+    "sysctl",
+    "add_host",
+    "pull",
+    "platform",
+    "image",
+    "command",
+];
 
 /// Make a container, to be started later.
 #[derive(Debug, Args)]
@@ -140,7 +180,11 @@ pub struct ContainerArgs {
     progress: ProgressKind,
     #[command(flatten)]
     access: AccessArgs,
+    /// Go on from a snapshot of a container, instead of starting a program; ports are published as said here
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = NOT_FROM_SNAPSHOTS)]
+    from: Option<String>,
     /// The image: a name, an ID, or oci:DIR[:NAME], oci-archive:FILE[:NAME], docker-archive:FILE[:NAME]
+    #[arg(required_unless_present = "from", default_value = "", hide_default_value = true)]
     pub image: String,
     /// The command, and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -152,7 +196,7 @@ pub struct ContainerArgs {
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &CreateArgs) -> anyhow::Result<ExitCode> {
-    let what = format!("cannot create a container of image {}", args.container.image);
+    let what = format!("cannot create a container of {}", args.container.origin());
     let container = args.container.create(&what)?;
     writeln!(io::stdout(), "{}", container.config.id)?;
     Ok(ExitCode::SUCCESS)
@@ -165,6 +209,9 @@ impl ContainerArgs {
     /// There is no such image, or it cannot be made as the flags say.
     pub fn create(&self, what: &str) -> anyhow::Result<Container> {
         self.check_restart(what)?;
+        if let Some(snapshot) = &self.from {
+            return Ok(self.clone_of(snapshot, what)?);
+        }
         let isolation = self.isolation(what)?;
         let store = store::open(what)?;
         // Nobody removes the image before there is a container that uses it.
@@ -173,15 +220,7 @@ impl ContainerArgs {
         // Made now, so that the start is quick.
         store.rootfs(&image).map_err(Failure::from)?;
         let containers = Containers::open(store.root())?;
-        let cidfile = self.cidfile.as_deref().map(|path| (path, fs::File::create_new(path)));
-        let cidfile = match cidfile {
-            Some((path, Err(error))) => {
-                let why = format!("cannot make {}: {error}", path.display());
-                return Err(Failure::new(what, why, "another --cidfile, or remove it").into());
-            }
-            Some((_, Ok(file))) => Some(file),
-            None => None,
-        };
+        let cidfile = self.cidfile(what)?;
         let environment = environment(&self.env_file, &self.env, what)?;
         let container = containers.create(self.name.as_deref(), |id, name, held| {
             let config = self.config(id, name, &image, environment, isolation, what)?;
@@ -237,6 +276,75 @@ impl ContainerArgs {
         }
     }
 
+    /// A container that goes on from a snapshot when it is started.
+    fn clone_of(&self, name: &str, what: &str) -> Result<Container, Failure> {
+        let containers = containers::open(what)?;
+        let snapshot = Snapshots::beside(&containers)?.find(name, what)?;
+        let network = self.network.reconnect(snapshot.config.network.as_ref(), what)?;
+        let cidfile = self.cidfile(what)?;
+        let container = containers.create(self.name.as_deref(), |id, name, _| {
+            let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
+            let from = Some(Origin { snapshot: snapshot.name, id: snapshot.id });
+            let then = snapshot.config;
+            let mut labels = then.labels;
+            labels.extend(self.labels());
+            Ok(Config {
+                id,
+                name,
+                created: Timestamp::now(),
+                from,
+                process: then.process.renamed(&hostname),
+                remove: self.rm,
+                stop_signal: self.stop_signal.unwrap_or(then.stop_signal),
+                stop_timeout: self.stop_timeout.map_or(then.stop_timeout, |seconds| u64::try_from(seconds).ok()),
+                labels,
+                log: self.log_driver,
+                network,
+                ..then
+            })
+        })?;
+        let told = cidfile.map_or(Ok(()), |mut file| file.write_all(container.config.id.as_bytes()));
+        told.map_err(|error| Failure::new(what, format!("cannot write the --cidfile: {error}"), "another one"))?;
+        Ok(container)
+    }
+
+    /// Whether the program has input, and a terminal.
+    ///
+    /// # Errors
+    /// There is no such snapshot.
+    pub fn program(&self, what: &str) -> Result<(bool, bool), Failure> {
+        match &self.from {
+            None => Ok((self.interactive, self.tty)),
+            Some(name) => {
+                let config = Snapshots::beside(&containers::open(what)?)?.find(name, what)?.config;
+                Ok((config.interactive, config.terminal))
+            }
+        }
+    }
+
+    /// What a person calls what it is made of.
+    pub fn origin(&self) -> String {
+        match &self.from {
+            None => format!("image {}", self.image),
+            Some(name) => format!("snapshot {name}"),
+        }
+    }
+
+    fn cidfile(&self, what: &str) -> Result<Option<fs::File>, Failure> {
+        let Some(path) = &self.cidfile else { return Ok(None) };
+        fs::File::create_new(path).map(Some).map_err(|error| {
+            let why = format!("cannot make {}: {error}", path.display());
+            Failure::new(what, why, "another --cidfile, or remove it")
+        })
+    }
+
+    fn labels(&self) -> impl Iterator<Item = (String, String)> {
+        self.label.iter().map(|label| match label.split_once('=') {
+            Some((name, value)) => (name.to_owned(), value.to_owned()),
+            None => (label.clone(), String::new()),
+        })
+    }
+
     fn check_restart(&self, what: &str) -> Result<(), Failure> {
         let policy = self.restart.as_str();
         let why = match policy.split_once(':').map_or(policy, |(name, _)| name) {
@@ -283,10 +391,7 @@ impl ContainerArgs {
         let settings = image.config.config().clone().unwrap_or_default();
         let of_image = settings.stop_signal().as_deref().and_then(signals::number);
         let mut labels = settings.labels().clone().unwrap_or_default();
-        labels.extend(self.label.iter().map(|label| match label.split_once('=') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (label.clone(), String::new()),
-        }));
+        labels.extend(self.labels());
         Ok(Config {
             id,
             name,
@@ -296,6 +401,7 @@ impl ContainerArgs {
             isolation,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
             cold: self.no_template,
+            from: None,
             terminal: self.tty,
             interactive: self.interactive,
             remove: self.rm,

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use coracle::failure::Failure;
 use coracle::image::{Found, Problem, Reference, Store};
-use coracle::supervisor::Containers;
+use coracle::supervisor::{Containers, Snapshots};
 
 use super::store;
 
@@ -64,15 +64,23 @@ fn remove(store: &Store, text: &str, force: bool) -> anyhow::Result<()> {
     }
 }
 
-/// A container cannot be started without its image.
+/// A container cannot be started without its image, nor can one from a snapshot.
 fn check_unused(store: &Store, found: &Found, text: &str, force: bool) -> anyhow::Result<()> {
     let keeps_a_name = found.name.is_some() && found.record.names.len() > 1;
-    for container in Containers::open(store.root())?.all()? {
+    let containers = Containers::open(store.root())?;
+    for container in containers.all()? {
         let is_up = container.state()?.is_looked_after();
         if container.config.image.manifest == found.image.manifest_digest && (is_up || !force) && !keeps_a_name {
             let name = &container.config.name;
             let why = format!("container {name} is made of it{}", if is_up { ", and runs" } else { "" });
             let next = format!("`coracle rm {}{name}` first", if is_up { "-f " } else { "" });
+            return Err(Failure::new(format!("cannot remove image {text}"), why, next).into());
+        }
+    }
+    for snapshot in Snapshots::beside(&containers)?.all()? {
+        if snapshot.config.image.manifest == found.image.manifest_digest && !force && !keeps_a_name {
+            let why = format!("snapshot {} is of a container that is made of it", snapshot.name);
+            let next = format!("`coracle snapshot rm {}` first", snapshot.name);
             return Err(Failure::new(format!("cannot remove image {text}"), why, next).into());
         }
     }

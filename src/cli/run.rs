@@ -19,6 +19,7 @@ Examples:
   echo data | coracle run --rm -i busybox sha256sum
   coracle run -d --name web -e NAME=value --memory 256M nginx
   coracle run --rm oci:layout:latest
+  coracle run -d --from ready -p 8081:80
 
 Exit status: the program's own; 128 and the signal's number where one killed it; 127 if it is not in the image; 126 if
 it cannot be executed; 125 if Coracle failed. Ctrl-P Ctrl-Q leaves a program with a terminal running.";
@@ -52,11 +53,12 @@ enum Attached {
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let what = format!("cannot run image {}", args.container.image);
+    let what = format!("cannot run {}", args.container.origin());
+    let (has_input, has_terminal) = args.container.program(&what)?;
     let foreground = !args.detach;
     let connects = |stream| foreground && (args.attach.is_empty() || args.attach.contains(&stream));
-    let input = args.container.interactive && connects(Attached::Stdin);
-    let terminal = args.container.tty && foreground;
+    let input = has_input && connects(Attached::Stdin);
+    let terminal = has_terminal && foreground;
     session::check_terminal(terminal, input, &what)?;
     let container = args.container.create(&what)?;
     let tell_ports = || {

@@ -1,24 +1,42 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `coracle snapshot`: microVMs that stand still, in two files.
+//! `coracle snapshot`: containers, and microVMs, that stand still on the disk.
 
-use std::io::{BufRead, BufReader};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+mod vm;
+
+use std::io::{self, Write};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use coracle::failure::Failure;
-use coracle::vmm::control::{Reply, Request};
-use coracle::vmm::snapshot::{self, NewSnapshot, Taken};
-use serde_json::json;
+use coracle::supervisor::wire::Request;
+use coracle::supervisor::{Snapshot, Snapshots};
+use coracle::vmm::snapshot::{self as vmm, MEMORY_FILE, STATE_FILE};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use super::{Format, containers, run, units};
 
 const EXAMPLES: &str = "\
 Examples:
+  coracle run -d --name db redis
+  coracle snapshot create db ready
+  coracle run -d --from ready -p 6379
+  coracle run --rm --from ready
+
+A snapshot has all of the container's memory, its processes with all secrets that they hold, and what it has written. It
+does not have volumes and paths of the host, with which a container cannot be in a snapshot, nor published ports, programs
+that `exec` started, nor what it wrote to its log. Each container that is made from it has a name, an address, a clock and
+random numbers of its own before its programs go on.
+
+Of a microVM, without a container:
   coracle boot vmlinux --initrd i.cpio --vsock v.sock --control c.sock
   coracle snapshot create --stop c.sock ready
   coracle boot --restore ready --vsock v1.sock";
 
-/// Take snapshots of microVMs, and look at them. `coracle boot --restore` goes on from one.
+/// Take snapshots of containers and microVMs. `coracle run --from` goes on from one of a container, `coracle boot
+/// --restore` from one of a microVM.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SnapshotArgs {
@@ -28,28 +46,63 @@ pub struct SnapshotArgs {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Take a snapshot of a microVM that was booted with --control.
+    /// Take a snapshot of a running container, or of a microVM that was booted with --control.
     Create(CreateArgs),
-    /// Show what a snapshot is of, as JSON.
+    /// Start a container that goes on from a snapshot: `run --detach --from`.
+    Restore(RestoreArgs),
+    /// List snapshots of containers.
+    #[command(alias = "list")]
+    Ls(LsArgs),
+    /// Show what snapshots are of, as a JSON array.
     Inspect(InspectArgs),
+    /// Remove snapshots of containers; containers that were made from them go on.
+    Rm(RmArgs),
 }
 
 #[derive(Debug, Args)]
 struct CreateArgs {
-    /// The microVM's control socket.
-    #[arg(value_name = "SOCKET")]
-    control: PathBuf,
-    /// Directory to be made, for the snapshot's two files.
-    directory: PathBuf,
-    /// End the microVM afterwards, before its guest goes on.
+    /// The container; or a microVM's control socket
+    #[arg(value_name = "CONTAINER|SOCKET")]
+    of: String,
+    /// Name of the snapshot, that of the container unless it is given; of a microVM the directory to be made
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// End the microVM afterwards, before its guest goes on
     #[arg(long)]
     stop: bool,
 }
 
 #[derive(Debug, Args)]
+struct RestoreArgs {
+    /// The snapshot
+    snapshot: String,
+    /// Flags of `coracle run`, such as --name, --rm and -p
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG")]
+    flags: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct LsArgs {
+    /// How to print them
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    format: Format,
+    /// Print their names only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+#[derive(Debug, Args)]
 struct InspectArgs {
-    /// The snapshot's directory.
-    directory: PathBuf,
+    /// Names of containers' snapshots, or directories of microVMs'
+    #[arg(required = true, value_name = "SNAPSHOT")]
+    snapshots: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct RmArgs {
+    /// Names of snapshots
+    #[arg(value_name = "SNAPSHOT", required = true)]
+    snapshots: Vec<String>,
 }
 
 /// Does what the verb says.
@@ -59,70 +112,129 @@ struct InspectArgs {
 pub fn run(args: &SnapshotArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Create(args) => create(args)?,
-        Verb::Inspect(args) => inspect(args)?,
+        Verb::Restore(args) => return restore(args),
+        Verb::Ls(args) => list(args)?,
+        Verb::Inspect(args) => {
+            let all: Vec<_> = args.snapshots.iter().map(|name| inspect(name)).collect::<Result<_, _>>()?;
+            writeln!(io::stdout(), "{:#}", Value::Array(all))?;
+        }
+        Verb::Rm(args) => {
+            let snapshots = open("cannot remove snapshots")?;
+            for name in &args.snapshots {
+                snapshots.remove(name)?;
+                writeln!(io::stdout(), "{name}")?;
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The directory appears when the snapshot is whole, and on disk.
-fn create(args: &CreateArgs) -> Result<(), Failure> {
-    let what = || format!("cannot take snapshot {}", args.directory.display());
-    let refused = |why: &dyn std::fmt::Display, advice: &str| Failure::new(what(), why, advice);
-    if args.directory.exists() {
-        return Err(refused(&"it exists already", "another name, or remove it"));
-    }
-    let no_room =
-        |error: std::io::Error| refused(&error, "a directory that you may write to, with room for the guest's memory");
-    let parent = args.directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let new = NewSnapshot::begin(parent).map_err(no_room)?;
+fn open(what: &str) -> Result<Snapshots, Failure> {
+    Snapshots::beside(&containers::open(what)?)
+}
 
-    let gone = |error: std::io::Error| refused(&error, "the socket that was given to `coracle boot --control`");
-    let vmm = UnixStream::connect(&args.control).map_err(gone)?;
-    let mut replies = BufReader::new(&vmm);
-    if args.stop {
-        Request::Pause.send(&vmm).map_err(gone)?;
-        answer(&mut replies).map_err(|why| refused(&why, "`coracle boot` anew"))?;
+fn create(args: &CreateArgs) -> anyhow::Result<()> {
+    let is_socket = std::fs::metadata(&args.of).is_ok_and(|found| found.file_type().is_socket());
+    // No container's name has a slash in it.
+    if is_socket || args.of.contains('/') {
+        let Some(directory) = &args.name else {
+            let why = "a microVM has no name that its snapshot could have";
+            return Err(Failure::new("cannot take a snapshot", why, "a directory to be made, after the socket").into());
+        };
+        return Ok(vm::create(args.of.as_ref(), directory.as_ref(), args.stop)?);
     }
-    Request::Snapshot.send_with(&vmm, new.files()).map_err(gone)?;
-    let taken = answer(&mut replies)
-        .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()))
-        .and_then(|taken| new.sync().map(|()| taken).map_err(|error| error.to_string()));
+    let what = format!("cannot take a snapshot of container {}", args.of);
     if args.stop {
-        // Only now, so that a guest whose snapshot failed goes on.
-        let end = if taken.is_ok() { Request::Stop } else { Request::Resume };
-        end.send(&vmm).map_err(gone)?;
+        return Err(Failure::new(what, "--stop is for microVMs", "the same without it, and `coracle stop` next").into());
     }
-    let taken = taken.map_err(|why| refused(&why, "room on that file system, and a microVM that runs"))?;
-    new.publish(&args.directory).map_err(no_room)?;
-    let Taken { state_bytes, memory_bytes, took_us } = taken;
-    let milliseconds = took_us / 1000;
-    eprintln!("coracle: {} MiB of memory and {state_bytes} bytes of state in {milliseconds} ms", memory_bytes >> 20);
+    let (container, connection) = containers::connect(&args.of, &what)?;
+    let name = args.name.clone().unwrap_or_else(|| container.config.name.clone());
+    connection.request(Request::Snapshot { name: name.clone() }, &what)?;
+    writeln!(io::stdout(), "{name}")?;
     Ok(())
 }
 
-fn answer(replies: &mut impl BufRead) -> Result<serde_json::Value, String> {
-    let mut line = String::new();
-    replies.read_line(&mut line).map_err(|error| error.to_string())?;
-    match serde_json::from_str(&line) {
-        Ok(Reply::Ok(value)) => Ok(value),
-        Ok(Reply::Error(why)) => Err(why),
-        Err(_) => Err("the VMM gave no answer".to_owned()),
-    }
+/// For clap: the words of `run`.
+#[derive(Debug, Parser)]
+struct Run {
+    #[command(flatten)]
+    args: run::RunArgs,
 }
 
-fn inspect(args: &InspectArgs) -> Result<(), Failure> {
-    let path = snapshot::state_file(&args.directory);
-    let state = snapshot::read(&path).map_err(|error| error.about(&path))?;
-    let facts = json!([{
-        "Version": state.software,
-        "TakenAt": state.taken_at,
-        "Host": state.host.to_string(),
-        "Config": state.config,
-        "CommandLine": state.command_line,
-        "MemoryBytes": state.memory.size,
-        "DataBytes": state.memory.data,
-        "Devices": state.devices.len(),
-    }]);
-    println!("{facts:#}");
+fn restore(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
+    let words = ["coracle run", "--detach", "--from", &args.snapshot];
+    let words = words.into_iter().chain(args.flags.iter().map(String::as_str));
+    run::run(&Run::try_parse_from(words).unwrap_or_else(|error| super::refuse(&error)).args)
+}
+
+fn list(args: &LsArgs) -> anyhow::Result<()> {
+    let snapshots = open("cannot list snapshots")?;
+    let (all, mut out) = (snapshots.all()?, io::stdout().lock());
+    if args.quiet {
+        all.iter().try_for_each(|one| writeln!(out, "{}", one.name))?;
+        return Ok(());
+    }
+    if args.format == Format::Json {
+        let all: Vec<_> = all.iter().map(|one| describe(&snapshots, one)).collect();
+        writeln!(out, "{}", Value::Array(all))?;
+        return Ok(());
+    }
+    let row = |one: &Snapshot| {
+        let age = Timestamp::now().duration_since(one.created).as_secs();
+        vec![
+            one.name.clone(),
+            one.config.name.clone(),
+            one.config.image.name.clone(),
+            units::ago(age),
+            format!("{}MiB", one.config.shape.memory_mib),
+            units::size(size(&snapshots, one)),
+        ]
+    };
+    let rows: Vec<_> = all.iter().map(row).collect();
+    units::table(&mut out, &["SNAPSHOT", "CONTAINER", "IMAGE", "CREATED", "MEMORY", "SIZE"], &rows)?;
     Ok(())
+}
+
+/// Bytes that it takes on the disk.
+fn size(snapshots: &Snapshots, one: &Snapshot) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let files = std::fs::read_dir(snapshots.place(&one.name)).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|file| file.blocks() * 512).sum()
+}
+
+fn describe(snapshots: &Snapshots, one: &Snapshot) -> Value {
+    let place = snapshots.place(&one.name);
+    json!({
+        "Name": one.name,
+        "Id": one.id,
+        "Created": one.created.to_string(),
+        "Container": { "Id": one.config.id, "Name": one.config.name },
+        "Image": { "Name": one.config.image.name, "Id": one.config.image.id },
+        "Arguments": one.config.process.arguments,
+        "Cpus": one.config.shape.cpus,
+        "Memory": one.config.shape.memory_mib << 20,
+        "Network": one.config.network.as_ref().map(|network| &network.name),
+        "HasDisk": one.disk.is_some(),
+        "Size": size(snapshots, one),
+        "State": place.join(STATE_FILE),
+        "MemoryFile": place.join(MEMORY_FILE),
+    })
+}
+
+/// A directory is one if it is written as one.
+fn inspect(name: &str) -> Result<Value, Failure> {
+    if PathBuf::from(name).components().count() > 1 || std::path::Path::new(name).exists() {
+        return vm::inspect(name.as_ref());
+    }
+    let what = format!("cannot inspect snapshot {name}");
+    let snapshots = open(&what)?;
+    let found = snapshots.find(name, &what)?;
+    let path = vmm::state_file(&snapshots.place(name));
+    let state = vmm::read(&path).map_err(|error| error.about(&path))?;
+    let mut facts = describe(&snapshots, &found);
+    if let Some(facts) = facts.as_object_mut() {
+        facts.insert("Host".into(), state.host.to_string().into());
+        facts.insert("DataBytes".into(), state.memory.data.into());
+    }
+    Ok(facts)
 }

@@ -9,11 +9,28 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use coracle::failure::Failure;
 use coracle::sandbox::Agent;
+use coracle::supervisor::footprint::Footprint;
 use coracle::supervisor::{Container, State};
 use serde_json::{Value, json};
 
 use super::template::Lines;
 use super::{containers, units};
+
+/// Fields, and what they are called in the table. Docker's, and then what the microVM takes.
+const COLUMNS: [(&str, &str); 12] = [
+    ("ID", "CONTAINER ID"),
+    ("Name", "NAME"),
+    ("CPUPerc", "CPU %"),
+    ("MemUsage", "MEM USAGE / LIMIT"),
+    ("MemPerc", "MEM %"),
+    ("NetIO", "NET I/O"),
+    ("BlockIO", "BLOCK I/O"),
+    ("PIDs", "PIDS"),
+    ("Resident", "RESIDENT"),
+    ("Shared", "SHARED"),
+    ("Overhead", "OVERHEAD"),
+    ("VmMem", "VM MEM"),
+];
 
 /// Over which time the use of CPUs is taken.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -21,7 +38,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Show what containers use.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The figures are those of the guest's own kernel, or without a VM of the container's control group. VM MEM is what the microVM takes of the host."
+    after_help = "The first figures are those of the guest's own kernel, or without a VM of the container's control group. \
+                  RESIDENT is how much of the guest's memory the host has in its own, SHARED the part of it that other \
+                  microVMs have too, OVERHEAD what the container's processes take besides, and VM MEM all of it, with what \
+                  is shared divided."
 )]
 pub struct StatsArgs {
     /// Show it once
@@ -60,7 +80,7 @@ struct Measured {
     at: Instant,
     usage: coracle_protocol::Usage,
     /// Of its VMM, where there is one.
-    host_memory: Option<u64>,
+    footprint: Option<Footprint>,
 }
 
 fn measure(args: &StatsArgs) -> Result<Vec<Measured>, Failure> {
@@ -89,16 +109,8 @@ fn ask(container: &Container, state: &State) -> Result<Measured, Failure> {
         name: container.config.name.clone(),
         at: Instant::now(),
         usage,
-        host_memory: (!container.config.isolation.is_container()).then(|| resident(state.pid)),
+        footprint: (!container.config.isolation.is_container()).then(|| Footprint::of(state.pid)),
     })
-}
-
-/// Bytes that the VMM's process has in memory, the guest's among them (proc(5), `VmRSS`).
-fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|text| text.split_whitespace().next()).and_then(|text| text.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "two digits after the point are shown")]
@@ -112,6 +124,9 @@ fn row(one: &Measured, before: Option<&Measured>) -> Value {
         let time = one.at.duration_since(old.at).as_nanos();
         (usage.cpu_ns.saturating_sub(old.usage.cpu_ns), u64::try_from(time).unwrap_or(u64::MAX))
     });
+    let of_vm = |bytes: fn(&Footprint) -> u64| {
+        one.footprint.as_ref().map_or_else(|| "--".to_owned(), |footprint| units::size(bytes(footprint)))
+    };
     let pair = |a: u64, b: u64| format!("{} / {}", units::size(a), units::size(b));
     json!({
         "ID": one.id,
@@ -122,7 +137,10 @@ fn row(one: &Measured, before: Option<&Measured>) -> Value {
         "NetIO": pair(usage.received, usage.sent),
         "BlockIO": pair(usage.read, usage.written),
         "PIDs": usage.pids.to_string(),
-        "VmMem": one.host_memory.map_or_else(|| "--".to_owned(), units::size),
+        "Resident": of_vm(|footprint| footprint.guest.resident),
+        "Shared": of_vm(|footprint| footprint.guest.shared),
+        "Overhead": of_vm(|footprint| footprint.overhead.proportional),
+        "VmMem": of_vm(Footprint::proportional),
     })
 }
 
@@ -135,9 +153,8 @@ fn print(args: &StatsArgs, rows: &[Value]) -> io::Result<()> {
         // From the top of an empty screen.
         write!(out, "\x1b[H\x1b[J")?;
     }
-    let columns = ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs", "VmMem"];
-    let head =
-        ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS", "VM MEM"];
+    let columns: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let head: Vec<&str> = COLUMNS.iter().map(|(_, head)| *head).collect();
     let text = |row: &Value, name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
     let cells: Vec<Vec<String>> = rows.iter().map(|row| columns.iter().map(|name| text(row, name)).collect()).collect();
     units::table(&mut out, &head, &cells)

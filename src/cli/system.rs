@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use coracle::failure::Failure;
 use coracle::image::{Digest, ImageRecord, Problem, Store};
 use coracle::network;
-use coracle::supervisor::Containers;
+use coracle::supervisor::{Containers, Snapshots};
 
 use super::{rm, store, units, volume};
 
@@ -104,7 +104,8 @@ fn remove_images(
     named: bool,
     what: &str,
 ) -> anyhow::Result<(Vec<String>, u64)> {
-    let used: Vec<_> = containers.all()?.iter().map(|one| one.config.image.manifest).collect();
+    let snapshots = Snapshots::beside(containers)?.all()?.into_iter().map(|one| one.config.image.manifest);
+    let used: Vec<_> = containers.all()?.iter().map(|one| one.config.image.manifest).chain(snapshots).collect();
     let gone = store.change(|index| {
         let goes = |manifest: &Digest, record: &ImageRecord| {
             !used.contains(manifest) && (named || (record.names.is_empty() && record.sources.is_empty()))

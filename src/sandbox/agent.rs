@@ -7,11 +7,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use coracle_protocol::{
-    AGENT_PORT, Assembly, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts, Renew,
-    Resize, Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock,
+    AGENT_PORT, Adopt, Assembly, CallError, Channel, Container, Ended, ErrorCode, Message, Process, ProcessFacts,
+    Renew, Resize, Shutdown, ShutdownMode, Signal, Start, Streams, Task, Text, Usage, WindowSize, connect_hybrid_vsock,
     read_frame, write_frame,
 };
 
@@ -147,6 +147,18 @@ impl Agent {
         self.running(started, ports, &program(&start))
     }
 
+    /// Has the container that was in the snapshot go on, and gives the streams of its first process: what it reads, where
+    /// it had that then, and what it writes.
+    ///
+    /// # Errors
+    /// [`NotRun`].
+    pub fn adopt(mut self, adopt: Adopt, stdin: bool, terminal: bool) -> Result<Running, NotRun> {
+        let ports = Ports::bind_some(&self.vsock, [stdin, true, !terminal])?;
+        let request = Message::Adopt(Box::new(Adopt { streams: ports.numbers(), ..adopt }));
+        let started = self.channel.call(&request);
+        self.running(started, ports, b"the container of the snapshot")
+    }
+
     /// What came of a start.
     fn running(self, started: Result<Message, CallError>, ports: Ports, program: &[u8]) -> Result<Running, NotRun> {
         match started {
@@ -173,15 +185,12 @@ impl Agent {
 
 impl Agent {
     /// Makes a guest that was restored from a snapshot one of its own: its random numbers, its clock, its name where one
-    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it. Gives how
-    /// long the answer took: without the VMM's clock a guest's is off by so much at most.
+    /// is given, and the addresses of its network cards, in order. To be done before anything is started in it.
     ///
     /// # Errors
     /// The agent cannot, or has gone; or this host has no randomness.
-    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<Duration, Failure> {
-        let start = Instant::now();
-        self.ask(NOT_RENEWED, &renewal(hostname, cards)?)?;
-        Ok(start.elapsed())
+    pub fn renew(&mut self, hostname: Option<&str>, cards: &[MacAddress]) -> Result<(), Failure> {
+        self.ask(NOT_RENEWED, &renewal(hostname, cards)?).map(drop)
     }
 
     /// Has it mount what containers need, for a snapshot to be taken next.
@@ -365,14 +374,22 @@ struct Ports {
 impl Ports {
     /// Those that it needs, and the start that names them.
     fn bind(vsock: &Path, start: ProcessStart) -> Result<(Self, Message), Failure> {
-        let port = |wanted: bool| wanted.then(|| Port::bind(vsock)).transpose();
         let errors_apart = start.output && start.process.terminal.is_none();
-        let ports = Self { stdin: port(start.stdin)?, stdout: port(start.output)?, stderr: port(errors_apart)? };
-        let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
-        let streams =
-            Streams { stdin: number(&ports.stdin), stdout: number(&ports.stdout), stderr: number(&ports.stderr) };
+        let ports = Self::bind_some(vsock, [start.stdin, start.output, errors_apart])?;
+        let streams = ports.numbers();
         let request = Start { container: start.container, process: start.process, streams, task: start.task };
         Ok((ports, Message::Start(Box::new(request))))
+    }
+
+    /// One for each stream that is wanted: input, output, errors.
+    fn bind_some(vsock: &Path, wanted: [bool; 3]) -> Result<Self, Failure> {
+        let [stdin, stdout, stderr] = wanted.map(|wanted| wanted.then(|| Port::bind(vsock)).transpose());
+        Ok(Self { stdin: stdin?, stdout: stdout?, stderr: stderr? })
+    }
+
+    fn numbers(&self) -> Streams {
+        let number = |port: &Option<Port>| port.as_ref().map(|port| port.number);
+        Streams { stdin: number(&self.stdin), stdout: number(&self.stdout), stderr: number(&self.stderr) }
     }
 }
 

@@ -137,6 +137,16 @@ impl MicroVm {
         self.has_container
     }
 
+    /// Starts a VM that goes on from a snapshot of one with devices of these kinds.
+    ///
+    /// # Errors
+    /// The VMM cannot be started, or the snapshot is no good here.
+    pub fn restore(snapshot: &Path, devices: &Devices) -> Result<Self, Failure> {
+        // Its cards are up, and get their addresses with all else that is the container's.
+        let vm = Self::launch(restore(snapshot, devices).into(), devices, Some(Vec::new()))?;
+        wait_for(&vm.events, Stage::FirstRun).map(|()| vm)
+    }
+
     /// A template that is no good here is removed, so that the next start makes another.
     fn clone_of(template: &Path, devices: &Devices) -> Result<Self, Failure> {
         let macs = devices.nets.iter().map(NetConfig::address).collect();
@@ -166,7 +176,7 @@ impl MicroVm {
         self.wait_ready()?;
         let connected = Agent::connect(&self.vsock);
         let renewed = connected.and_then(|mut agent| {
-            self.clone.iter().try_for_each(|macs| agent.renew(None, macs).map(drop))?;
+            self.clone.iter().try_for_each(|macs| agent.renew(None, macs))?;
             Ok(agent)
         });
         renewed.map_err(|failure| self.gone(failure.why))

@@ -46,6 +46,18 @@ pub struct Overrides {
 }
 
 impl ProcessSpec {
+    /// The same on a machine of another name.
+    #[must_use]
+    pub fn renamed(mut self, hostname: &str) -> Self {
+        let before = format!("HOSTNAME={}", self.hostname);
+        self.environment
+            .iter_mut()
+            .filter(|entry| **entry == before)
+            .for_each(|entry| *entry = format!("HOSTNAME={hostname}"));
+        self.hostname = hostname.to_owned();
+        self
+    }
+
     /// Puts the two together, as Docker does.
     ///
     /// # Errors

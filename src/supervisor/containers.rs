@@ -51,6 +51,13 @@ pub struct Held {
     _file: File,
 }
 
+impl Held {
+    /// A lock that has been taken on this file.
+    pub(super) fn of(file: File) -> Self {
+        Self { _file: file }
+    }
+}
+
 /// Exit status of a program that was killed with its VM.
 const KILLED: u8 = 137;
 

@@ -4,7 +4,11 @@
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use coracle_protocol::{Address, Container, File, Interface, Mount, Process, Source, Sysctl, Text, Upper, WindowSize};
+use coracle_protocol::{
+    Address, Adopt, Container, File, Interface, Mount, Process, Reconnected, Source, Streams, Sysctl, Text, Upper,
+    WindowSize,
+};
+use ipnet::IpNet;
 
 use super::mounts;
 use super::record::{Config, HostAddress, Surroundings};
@@ -84,6 +88,21 @@ pub fn bare_container(spec: &ProcessSpec, shm_size: u64) -> Container {
     }
 }
 
+/// What is otherwise for a container that goes on from a snapshot, in which it had the addresses `former`.
+pub fn adoption(config: &Config, connected: Option<&Attachment>, former: &[IpNet]) -> Adopt {
+    let reconnected = |connected: &Attachment| Reconnected {
+        interface: interface(connected),
+        mac: connected.mac.bytes(),
+        former: former.iter().map(address).collect(),
+    };
+    Adopt {
+        streams: Streams::default(),
+        hostname: Text::new(&config.process.hostname),
+        files: files(config, connected),
+        network: connected.map(reconnected).into_iter().collect(),
+    }
+}
+
 /// A process in it: its first, or another.
 pub fn process(spec: &ProcessSpec, around: &Surroundings, terminal: Option<WindowSize>) -> Process {
     let bytes = |words: &[String]| words.iter().map(|word| word.clone().into_bytes()).collect();
@@ -134,8 +153,11 @@ fn sysctl(name: &str, value: &str) -> Sysctl {
     Sysctl { name: name.as_bytes().to_vec(), value: value.as_bytes().to_vec() }
 }
 
+fn address(net: &IpNet) -> Address {
+    Address { address: net.addr(), prefix: net.prefix_len() }
+}
+
 fn interface(connected: &Attachment) -> Interface {
-    let address = |net: &ipnet::IpNet| Address { address: net.addr(), prefix: net.prefix_len() };
     Interface {
         name: Text::new(CARD),
         mtu: Some(connected.mtu.into()),

@@ -38,6 +38,9 @@ pub struct Config {
     /// Its VM starts from the kernel, and is no clone of a template.
     #[serde(default)]
     pub cold: bool,
+    /// The snapshot that its first start goes on from; later ones start the program anew.
+    #[serde(default)]
+    pub from: Option<Origin>,
     /// The program has a terminal.
     pub terminal: bool,
     /// The program can be given input.
@@ -145,6 +148,15 @@ pub struct ImageUse {
     pub id: Digest,
     /// Digest of its manifest.
     pub manifest: Digest,
+}
+
+/// The snapshot of a container that another was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Its name.
+    pub snapshot: String,
+    /// Its id, since there may be another of that name later.
+    pub id: String,
 }
 
 /// Where output is kept.

@@ -66,6 +66,11 @@ pub enum Request {
     Pause,
     /// To let it go on; answered by [`Reply::Done`].
     Resume,
+    /// To take a snapshot of it; answered by [`Reply::Done`] once that has its name, and the container goes on.
+    Snapshot {
+        /// What it is to be called.
+        name: String,
+    },
 }
 
 impl Request {

@@ -6,10 +6,11 @@
 //! connect to the listening socket, where one was asked for, and get replies only.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -121,6 +122,49 @@ pub enum Reply {
     Ok(Value),
     /// Not done.
     Error(String),
+}
+
+/// A connection to a VMM's control socket, for one request after the other.
+#[derive(Debug)]
+pub struct Client {
+    vmm: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self { vmm: BufReader::new(UnixStream::connect(socket)?) })
+    }
+
+    /// Asks for something, and waits until it is done; gives what was asked for.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    pub fn ask(&mut self, request: &Request) -> Result<Value, String> {
+        self.answer(request.send(self.vmm.get_ref()))
+    }
+
+    /// As [`Client::ask`], with descriptors.
+    ///
+    /// # Errors
+    /// Why it cannot be done.
+    pub fn ask_with(&mut self, request: &Request, files: [&File; MAX_DESCRIPTORS]) -> Result<Value, String> {
+        self.answer(request.send_with(self.vmm.get_ref(), files))
+    }
+
+    fn answer(&mut self, sent: io::Result<()>) -> Result<Value, String> {
+        let mut line = String::new();
+        let read = sent.and_then(|()| self.vmm.read_line(&mut line));
+        match read.map(|_| serde_json::from_str(&line)) {
+            Ok(Ok(Reply::Ok(value))) => Ok(value),
+            Ok(Ok(Reply::Error(why))) => Err(why),
+            Ok(Err(_)) => Err("the VMM gave no answer".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// One client, non-blocking in both directions.

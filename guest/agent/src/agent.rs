@@ -113,10 +113,8 @@ impl Agent {
         fds.extend(self.guest.signals.iter().map(|signals| PollFd::new(signals.readiness(), PollFlags::IN)));
         fds.extend(self.listener.iter().map(|listener| PollFd::new(listener, PollFlags::IN)));
         fds.extend(self.connections.iter().map(|one| PollFd::new(one.socket(), one.interest())));
-        fds.extend(self.guest.streams.iter().map(|stream| {
-            let (fd, events) = stream.interest();
-            PollFd::new(fd, events)
-        }));
+        let interests = self.guest.streams.iter().map(|stream| stream.interest());
+        fds.extend(interests.clone().flatten().map(|(fd, events)| PollFd::new(fd, events)));
         poll(&mut fds, None)?;
         let mut found = fds.iter().map(PollFd::revents);
         let mut next = |present: bool| present.then(|| found.next()).flatten().unwrap_or(PollFlags::empty());
@@ -124,7 +122,9 @@ impl Agent {
             signals: !next(self.guest.signals.is_some()).is_empty(),
             listener: next(self.listener.is_some()),
             connections: found.by_ref().take(self.connections.len()).map(|flags| !flags.is_empty()).collect(),
-            streams: found.map(|flags| !flags.is_empty()).collect(),
+            streams: interests
+                .map(|interest| interest.and_then(|_| found.next()).is_some_and(|flags| !flags.is_empty()))
+                .collect(),
         })
     }
 

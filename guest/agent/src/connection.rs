@@ -15,6 +15,7 @@ use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::Pid;
 
 use crate::guest::{Guest, Question};
+use crate::workload::Refusal;
 use crate::{facts, mounts, renewal, sys, terminal};
 
 /// Bytes read at once between frames. Also bounds what waits to be sent: nothing is read while something does.
@@ -178,6 +179,7 @@ impl Connection {
                 Ok(()) => self.say(id, &Message::Ack),
                 Err((code, text)) => self.say_error(id, code, &text),
             },
+            Ok(Message::Adopt(adopt)) => self.started(id, guest.adopt(&adopt)),
             Ok(Message::Signal(Signal { signal, all: true, .. })) => self.ask(id, Question::SignalAll(signal), guest),
             Ok(Message::Signal(signal)) => self.on_process(id, signal.process, |process| {
                 sys::kill(process.pid, signal.signal);
@@ -232,9 +234,13 @@ impl Connection {
                 let _ = self.flush();
             }
         });
+        self.started(id, outcome.map(|workload| (workload.pid, workload.terminal)));
+    }
+
+    fn started(&mut self, id: u32, outcome: Result<(Pid, Option<OwnedFd>), Refusal>) {
         match outcome {
-            Ok(workload) => {
-                self.started.push(Started { id, pid: workload.pid, terminal: workload.terminal });
+            Ok((pid, terminal)) => {
+                self.started.push(Started { id, pid, terminal });
                 self.say(id, &Message::Started);
             }
             Err((code, text)) => self.say_error(id, code, &text),

@@ -3,16 +3,16 @@
 
 use alloc::vec::Vec;
 
-use coracle_protocol::{Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Upper};
+use coracle_protocol::{Adopt, Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Upper};
 use rustix::fd::OwnedFd;
-use rustix::io::Result;
+use rustix::io::{Result, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, WaitStatus};
 
 use crate::cgroup::Cgroup;
 use crate::signals::Signals;
 use crate::streams::Stream;
 use crate::workload::{Ahead, Refusal, Workload, failed};
-use crate::{statistics, sys, workload};
+use crate::{adoption, statistics, sys, workload};
 
 /// What runs in the guest for the host.
 #[derive(Debug, Default)]
@@ -38,6 +38,8 @@ pub struct Running {
     /// `None` on a kernel that has none.
     pub cgroup: Option<Cgroup>,
     paused: bool,
+    /// The agent's end of its first process's terminal, for the next to adopt it.
+    terminal: Option<OwnedFd>,
     /// Whether what it has written is to outlast the guest.
     lasting: bool,
 }
@@ -72,7 +74,8 @@ impl Guest {
                 let cgroup = ahead.cgroup.take();
                 self.mounts = ahead.mounts.take();
                 let workload = ahead.start(start, container, frame, progress)?;
-                let running = Running { pid: workload.pid, cgroup, paused: false, lasting: false };
+                let terminal = copy(workload.terminal.as_ref());
+                let running = Running { pid: workload.pid, cgroup, paused: false, terminal, lasting: false };
                 (workload, Some(running))
             }
             (Some(container), None) => {
@@ -81,7 +84,8 @@ impl Guest {
                 let cgroup = workload::prepare(container)?;
                 let workload = workload::start(start, workload::Place::New(cgroup.as_ref()), progress)?;
                 let lasting = matches!(container.upper, Upper::Disk(_));
-                let running = Running { pid: workload.pid, cgroup, paused: false, lasting };
+                let terminal = copy(workload.terminal.as_ref());
+                let running = Running { pid: workload.pid, cgroup, paused: false, terminal, lasting };
                 (workload, Some(running))
             }
             (None, Some(running)) if running.paused => {
@@ -107,6 +111,24 @@ impl Guest {
         }
         self.ahead = Some(Ahead::new(assembly)?);
         Ok(())
+    }
+
+    /// Has the container that was in a snapshot go on as another: gives its first process, and its terminal.
+    ///
+    /// # Errors
+    /// [`Refusal`]; its processes stand still then.
+    pub fn adopt(&mut self, adopt: &Adopt) -> core::result::Result<(Pid, Option<OwnedFd>), Refusal> {
+        let Some(container) = &mut self.container else {
+            return Err((ErrorCode::NO_PROCESS, "no container was in the snapshot".into()));
+        };
+        let pid = container.pid;
+        let streams = self.streams.iter_mut().filter(|stream| stream.is_of(pid));
+        adoption::adopt(adopt, pid, streams)?;
+        if let Some(cgroup) = &container.cgroup {
+            cgroup.thaw().map_err(failed("cannot let the container's processes go on"))?;
+        }
+        container.paused = false;
+        Ok((pid, copy(container.terminal.as_ref())))
     }
 
     /// After the end of a process: how the host is to hear of it.
@@ -173,4 +195,9 @@ pub enum Question {
     Top,
     /// To pass this signal to all its processes.
     SignalAll(u8),
+}
+
+/// Another descriptor of a terminal; `None` where there is none, or no descriptor is left.
+fn copy(terminal: Option<&OwnedFd>) -> Option<OwnedFd> {
+    terminal.and_then(|fd| fcntl_dupfd_cloexec(fd, 3).ok())
 }

@@ -131,10 +131,24 @@ fn put_file(file: impl AsFd, path: &[u8]) -> Result<()> {
     }
 }
 
+/// Gives the files of a container that runs other content: as many, in the same order. They stay the same files, so that
+/// all mounts of them show it.
+///
+/// # Errors
+/// The kernel's: there are fewer of them.
+pub fn rewrite(files: &[File]) -> Result<()> {
+    files.iter().enumerate().try_for_each(|(number, file)| fill_file(number, file, OFlags::empty()).map(drop))
+}
+
 /// Writes a file of the agent's, and gives its name.
 fn write(number: usize, file: &File) -> Result<String> {
+    fill_file(number, file, OFlags::CREATE)
+}
+
+/// Gives its name.
+fn fill_file(number: usize, file: &File, create: OFlags) -> Result<String> {
     let path = format!("{FILES}/{number}");
-    let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
+    let flags = create | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
     let open = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(file.mode & 0o7777))?;
     let mut rest = file.content.as_slice();
     while !rest.is_empty() {

@@ -12,6 +12,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod adoption;
 mod agent;
 pub mod archive;
 mod cgroup;

@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use coracle_protocol::Interface;
+use coracle_protocol::{Interface, Reconnected};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, Result};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
@@ -14,6 +14,7 @@ use crate::sys;
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
@@ -51,9 +52,7 @@ pub fn configure(interfaces: &[Interface]) -> Result<()> {
     batch.link(LOOPBACK, None);
     for one in interfaces {
         let index = sys::interface_index(&socket, one.name.as_str().as_bytes())?;
-        batch.link(index, one.mtu);
-        one.addresses.iter().for_each(|address| batch.address(index, address.address, address.prefix));
-        one.gateways.iter().for_each(|gateway| batch.default_route(index, *gateway));
+        batch.interface(index, one);
     }
     send(&socket, &batch.0, SendFlags::empty())?;
     first_error(&socket)
@@ -75,6 +74,33 @@ pub fn set_addresses(macs: &[[u8; 6]]) -> Result<()> {
     }
     send(&socket, &batch.0, SendFlags::empty())?;
     first_error(&socket)
+}
+
+/// Gives interfaces that are up other identities: card, addresses and routes.
+///
+/// # Errors
+/// The kernel's: there is no such interface, or an address makes no sense.
+pub fn reconnect(network: &[Reconnected]) -> Result<()> {
+    if network.is_empty() {
+        return Ok(());
+    }
+    let socket = || socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None);
+    let (away, anew) = (socket()?, socket()?);
+    let (mut leave, mut come) = (Batch::default(), Batch::default());
+    for one in network {
+        let index = sys::interface_index(&anew, one.interface.name.as_str().as_bytes())?;
+        one.former.iter().for_each(|former| leave.former_address(index, former.address, former.prefix));
+        // Routes and neighbours go as it goes down.
+        come.link_down(index);
+        come.mac(index, &one.mac);
+        come.interface(index, &one.interface);
+    }
+    if !leave.0.is_empty() {
+        // The container may have removed some itself.
+        send(&away, &leave.0, SendFlags::empty())?;
+    }
+    send(&anew, &come.0, SendFlags::empty())?;
+    first_error(&anew)
 }
 
 /// The kernel has done everything by now; it answers only what failed.
@@ -103,6 +129,23 @@ fn first_error(socket: &OwnedFd) -> Result<()> {
 struct Batch(Vec<u8>);
 
 impl Batch {
+    /// Brings it up, with all that is its own.
+    fn interface(&mut self, index: u32, one: &Interface) {
+        self.link(index, one.mtu);
+        one.addresses.iter().for_each(|address| self.address(index, address.address, address.prefix));
+        one.gateways.iter().for_each(|gateway| self.default_route(index, *gateway));
+    }
+
+    fn link_down(&mut self, index: u32) {
+        let body = [[0; 4], index.to_ne_bytes(), [0; 4], IFF_UP.to_ne_bytes()].concat();
+        self.message(RTM_NEWLINK, 0, &body, core::iter::empty());
+    }
+
+    fn former_address(&mut self, index: u32, address: IpAddr, prefix: u8) {
+        let body = [[family(address), prefix, 0, 0], index.to_ne_bytes()].concat();
+        self.message(RTM_DELADDR, 0, &body, core::iter::once((IFA_LOCAL, &octets(address)[..])));
+    }
+
     fn link(&mut self, index: u32, mtu: Option<u32>) {
         // A `struct ifinfomsg`: family, type, index, flags, which of them to change.
         let body = [[0; 4], index.to_ne_bytes(), IFF_UP.to_ne_bytes(), IFF_UP.to_ne_bytes()].concat();

@@ -22,26 +22,64 @@ pub struct Stream {
     to: OwnedFd,
     waiting: Vec<u8>,
     process: Pid,
-    /// Whether it is the process that reads.
-    is_input: bool,
+    /// Which of the standard streams it is.
+    kind: Kind,
     /// Once the process has ended: how many bytes it may still be that it has written.
     left: Option<usize>,
+    /// The guest has become a clone, which has none of the connections that it had: nothing is moved until there is
+    /// another.
+    cut_off: bool,
+}
+
+/// The standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What the process reads.
+    Input,
+    /// What it writes.
+    Output,
+    /// What it writes of errors.
+    Errors,
 }
 
 impl Stream {
     /// Moves what comes from `from` to `to`, for this process to read.
     pub fn input(process: Pid, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { from, to, waiting: Vec::new(), process, is_input: true, left: None }
+        Self { from, to, waiting: Vec::new(), process, kind: Kind::Input, left: None, cut_off: false }
     }
 
     /// The same, of what the process writes.
     pub fn output(process: Pid, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { is_input: false, ..Self::input(process, from, to) }
+        Self { kind: Kind::Output, ..Self::input(process, from, to) }
     }
 
-    /// What the stream waits for.
-    pub fn interest(&self) -> (&OwnedFd, PollFlags) {
-        if self.waiting.is_empty() { (&self.from, PollFlags::IN) } else { (&self.to, PollFlags::OUT) }
+    /// The same, of what it writes of errors.
+    pub fn errors(process: Pid, from: OwnedFd, to: OwnedFd) -> Self {
+        Self { kind: Kind::Errors, ..Self::input(process, from, to) }
+    }
+
+    /// What the stream waits for, if for anything.
+    pub fn interest(&self) -> Option<(&OwnedFd, PollFlags)> {
+        if self.cut_off {
+            return None;
+        }
+        Some(if self.waiting.is_empty() { (&self.from, PollFlags::IN) } else { (&self.to, PollFlags::OUT) })
+    }
+
+    /// Whether it is this process that reads or writes at one end, through a standard stream.
+    pub fn is_of(&self, process: Pid) -> bool {
+        self.process == process
+    }
+
+    /// Which of the standard streams it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Goes on with another socket of the host's, which does not block.
+    pub fn reconnect(&mut self, socket: OwnedFd) {
+        *(if self.kind == Kind::Input { &mut self.from } else { &mut self.to }) = socket;
+        self.cut_off = false;
     }
 
     /// Goes on after that is there. `false` once all has been moved, or nobody takes it any more: dropping the stream
@@ -67,7 +105,7 @@ impl Stream {
             return true;
         }
         self.left = Some(MAX_LEFT);
-        !self.is_input && self.advance()
+        self.kind != Kind::Input && self.advance()
     }
 
     /// Moves a piece, or part of one; gives how many bytes came out or went in, and nothing at the stream's end.
@@ -80,7 +118,7 @@ impl Stream {
             match outcome {
                 Ok(0) => return None,
                 Ok(count) => self.left = self.left.map(|left| left - count),
-                Err(error) => return is_passing(error).then_some(0),
+                Err(error) => return self.goes_on(error, self.kind == Kind::Input),
             }
         }
         match rustix::io::write(&self.to, &self.waiting) {
@@ -88,11 +126,92 @@ impl Stream {
                 drop(self.waiting.drain(..count));
                 Some(count)
             }
-            Err(error) => is_passing(error).then_some(0),
+            Err(error) => self.goes_on(error, self.kind != Kind::Input),
+        }
+    }
+
+    /// After a failure, of the socket or of the process's end. A socket that the host has closed reads as ended; that it
+    /// is not connected any more is what a transport's reset makes of it (virtio 1.3 §5.10.6.7).
+    fn goes_on(&mut self, error: Errno, of_socket: bool) -> Option<usize> {
+        match error {
+            Errno::AGAIN | Errno::INTR => Some(0),
+            Errno::NOTCONN | Errno::CONNRESET if of_socket && self.left.is_none() => {
+                self.cut_off = true;
+                Some(0)
+            }
+            _ => None,
         }
     }
 }
 
-fn is_passing(error: Errno) -> bool {
-    matches!(error, Errno::AGAIN | Errno::INTR)
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::Shutdown;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::pipe;
+    use rustix::process::getpid;
+
+    use super::*;
+
+    /// A socket that is not connected any more, which is what a transport's reset leaves.
+    fn cut_off() -> OwnedFd {
+        use rustix::net::{AddressFamily, SocketType, socket};
+        socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap()
+    }
+
+    fn pair() -> (UnixStream, OwnedFd) {
+        let (ours, its) = UnixStream::pair().unwrap();
+        its.set_nonblocking(true).unwrap();
+        (ours, its.into())
+    }
+
+    #[test]
+    fn output_waits_for_another_socket_when_its_own_is_cut_off() {
+        let (from, program) = pipe().unwrap();
+        let mut stream = Stream::output(getpid(), from, cut_off());
+        rustix::io::write(&program, b"before").unwrap();
+        assert!(stream.advance() && stream.interest().is_none());
+        rustix::io::write(&program, b" and after").unwrap();
+        let (mut host, socket) = pair();
+        stream.reconnect(socket);
+        assert!(stream.advance() && stream.advance());
+        drop(program);
+        assert!(!stream.advance(), "the program has closed its end");
+        drop(stream);
+        let mut text = std::string::String::new();
+        host.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "before and after");
+    }
+
+    #[test]
+    fn input_waits_likewise_and_ends_when_the_host_ends_it() {
+        let (program, to) = pipe().unwrap();
+        // Unlike vsock's, a unix socket that is not connected does not say so to who reads.
+        let (never, _) = pipe().unwrap();
+        let mut stream = Stream::input(getpid(), never, to);
+        stream.cut_off = true;
+        assert!(stream.interest().is_none() && stream.kind() == Kind::Input && stream.is_of(getpid()));
+        let (mut host, socket) = pair();
+        stream.reconnect(socket);
+        host.write_all(b"input").unwrap();
+        host.shutdown(Shutdown::Write).unwrap();
+        assert!(stream.advance());
+        assert!(!stream.advance());
+        drop(stream);
+        let mut bytes = [0; 16];
+        assert_eq!(rustix::io::read(&program, &mut bytes[..]), Ok(5));
+        assert_eq!(rustix::io::read(&program, &mut bytes[..]), Ok(0));
+    }
+
+    #[test]
+    fn the_program_s_own_end_is_an_end() {
+        let (from, program) = pipe().unwrap();
+        drop(from);
+        let (mut host, socket) = pair();
+        let mut stream = Stream::input(getpid(), socket, program);
+        host.write_all(b"nobody reads this").unwrap();
+        assert!(!stream.advance());
+    }
 }

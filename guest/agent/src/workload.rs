@@ -312,7 +312,7 @@ impl Sockets {
                 let stderr = self.stderr.map_or_else(|| copy(&self.stdout), Ok)?;
                 streams.extend(self.stdin.map(|socket| Stream::input(pid, socket, pipes.input)));
                 streams.push(Stream::output(pid, pipes.output, self.stdout));
-                streams.push(Stream::output(pid, pipes.errors, stderr));
+                streams.push(Stream::errors(pid, pipes.errors, stderr));
             }
             (None, Some(terminal)) => {
                 fcntl_setfl(terminal, OFlags::NONBLOCK)?;

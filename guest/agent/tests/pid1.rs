@@ -253,6 +253,7 @@ fn what_has_no_process_is_refused() {
     let size = WindowSize { rows: 1, columns: 1 };
     let about_none = [
         Message::Start(Box::default()),
+        Message::Adopt(Box::default()),
         Message::Signal(Signal { process: 1, signal: 9, all: false }),
         Message::Signal(Signal { process: 0, signal: 9, all: true }),
         Message::Resize(Resize { process: 7, size }),

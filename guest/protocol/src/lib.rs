@@ -35,6 +35,7 @@
 
 extern crate alloc;
 
+mod adopt;
 mod container;
 mod frame;
 #[cfg(feature = "std")]
@@ -49,6 +50,7 @@ mod stream;
 mod text;
 mod version;
 
+pub use adopt::{Adopt, Reconnected};
 pub use container::{Address, Assembly, Container, File, Interface, Mount, Source, Sysctl, Upper};
 pub use frame::{Decoder, Frame, FrameError, HEADER_LEN, MAGIC, MAX_PAYLOAD};
 #[cfg(feature = "std")]

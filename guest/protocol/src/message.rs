@@ -7,7 +7,9 @@ use core::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Assembly, Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions};
+use crate::{
+    Adopt, Assembly, Ended, Frame, FrameError, Processes, Renew, Resize, Signal, Start, Text, Usage, Versions,
+};
 
 /// Flags that a receiver must know to understand the message.
 const CRITICAL_FLAGS: u16 = 0xff00;
@@ -38,6 +40,7 @@ pub enum MessageType {
     Top = 0x29,
     Processes = 0x2a,
     Assemble = 0x2b,
+    Adopt = 0x2c,
 }
 
 /// A message.
@@ -64,9 +67,9 @@ pub enum Message {
     Renew(Renew),
     /// Host: start a process. Answered by `Started` once the program runs, and by `Ended`, with the same id, at its end.
     Start(Box<Start>),
-    /// The program of the `Start` with this id runs.
+    /// The program of the `Start` or `Adopt` with this id runs.
     Started,
-    /// The process of the `Start` with this id has ended, and with a container's first one all of the container.
+    /// The process of the `Start` or `Adopt` with this id has ended, and with a container's first one all of the container.
     Ended(Ended),
     /// Host: make a container up to where its first process waits for what to run, so that a snapshot taken next has it.
     /// Answered by `Ack` when it waits. The next `Start` of a container has to fit it.
@@ -87,6 +90,8 @@ pub enum Message {
     Top,
     /// Answer to `Top`.
     Processes(Processes),
+    /// Host: the container that was in the snapshot goes on, for this connection. Answered as `Start` is.
+    Adopt(Box<Adopt>),
 }
 
 /// Who speaks, and which versions.
@@ -251,6 +256,7 @@ impl Message {
             Self::Top => MessageType::Top,
             Self::Processes(_) => MessageType::Processes,
             Self::Assemble(_) => MessageType::Assemble,
+            Self::Adopt(_) => MessageType::Adopt,
         }
     }
 
@@ -273,6 +279,7 @@ impl Message {
             Self::Usage(body) => encode(body),
             Self::Processes(body) => encode(body),
             Self::Assemble(body) => encode(body),
+            Self::Adopt(body) => encode(body),
             Self::Ack | Self::Prepare | Self::Started | Self::Pause | Self::Resume | Self::Stats | Self::Top => {
                 Ok(Vec::new())
             }
@@ -319,6 +326,7 @@ impl Message {
             t if t == MessageType::Top as u8 => Self::Top,
             t if t == MessageType::Processes as u8 => Self::Processes(decode(frame)?),
             t if t == MessageType::Assemble as u8 => Self::Assemble(decode(frame)?),
+            t if t == MessageType::Adopt as u8 => Self::Adopt(decode(frame)?),
             _ => return Err(unknown),
         };
         Ok(message)

@@ -4,10 +4,11 @@
 use std::io::{self, Read};
 
 use coracle_protocol::{
-    Address, Assembly, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame, FrameError,
-    HEADER_LEN, Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process, ProcessFacts,
-    Processes, ReadError, Ready, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode, Signal, Source, Start, Streams,
-    Sysctl, Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame, write_frame,
+    Address, Adopt, Assembly, BootFacts, Container, Decoder, Ended, EndedBy, ErrorCode, Failure, File, Frame,
+    FrameError, HEADER_LEN, Hello, Interface, MAGIC, MAX_PAYLOAD, Message, MessageError, Mount, Pack, Ping, Process,
+    ProcessFacts, Processes, ReadError, Ready, Reconnected, Renew, Resize, ResourceLimit, Shutdown, ShutdownMode,
+    Signal, Source, Start, Streams, Sysctl, Task, Text, Unpack, Upper, Usage, Versions, WindowSize, read_frame,
+    write_frame,
 };
 use proptest::prelude::*;
 
@@ -38,6 +39,7 @@ fn message() -> impl Strategy<Value = Message> {
         (container(), any::<u64>(), bytes(), bytes()).prop_map(|(container, capabilities, program, path)| {
             Message::Assemble(Box::new(Assembly { container, capabilities, program, path }))
         }),
+        adopt().prop_map(|adopt| Message::Adopt(Box::new(adopt))),
         Just(Message::Started),
         any::<(bool, u8, bool)>().prop_map(|(killed, n, oom)| {
             Message::Ended(Ended { by: if killed { EndedBy::Signal(n) } else { EndedBy::Exit(n) }, oom })
@@ -189,11 +191,29 @@ prop_compose! {
     fn start()(
         container in prop::option::of(container()),
         process in process(),
-        (stdin, stdout, stderr) in any::<(Option<u32>, Option<u32>, Option<u32>)>(),
+        streams in streams(),
         task in task(),
     ) -> Start {
-        Start { container, process, streams: Streams { stdin, stdout, stderr }, task }
+        Start { container, process, streams, task }
     }
+}
+
+prop_compose! {
+    fn streams()((stdin, stdout, stderr) in any::<(Option<u32>, Option<u32>, Option<u32>)>()) -> Streams {
+        Streams { stdin, stdout, stderr }
+    }
+}
+
+fn adopt() -> impl Strategy<Value = Adopt> {
+    let former = prop::collection::vec(any::<(std::net::IpAddr, u8)>(), 0..3);
+    let former = former.prop_map(|all| all.into_iter().map(|(address, prefix)| Address { address, prefix }).collect());
+    let network = (interface(), any::<[u8; 6]>(), former).prop_map(|(interface, mac, former)| Reconnected {
+        interface,
+        mac,
+        former,
+    });
+    (streams(), text(), prop::collection::vec(file(), 0..3), prop::collection::vec(network, 0..3))
+        .prop_map(|(streams, hostname, files, network)| Adopt { streams, hostname, files, network })
 }
 
 /// A reader that counts what is taken and gives at most `step` bytes at a time.

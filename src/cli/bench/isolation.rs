@@ -16,7 +16,7 @@ use coracle::bench::isolation::{self, Plan, page};
 use coracle::failure::Failure;
 
 use super::super::units;
-use super::{INTERRUPTED, ResultFormat};
+use super::{INTERRUPTED, ResultFormat, reports};
 
 const PROGRAM: &str = "coracle-probe";
 
@@ -74,10 +74,7 @@ pub(super) fn run(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
         units::table(&mut io::stdout().lock(), &["PROBE", "GROUP", "TRIES"], &rows)?;
         return Ok(ExitCode::SUCCESS);
     }
-    // Said before minutes are spent.
-    if let Some(directory) = &args.report {
-        super::make(directory)?;
-    }
+    reports::prepare(args.report.as_deref())?;
     let coracle = env::current_exe()?;
     let probe = coracle.with_file_name(PROGRAM);
     if !probe.exists() {
@@ -101,7 +98,7 @@ pub(super) fn run(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(directory) = &args.report {
         let json = serde_json::to_string_pretty(&report)? + "\n";
-        super::save(
+        reports::save(
             directory,
             &[("index.html", page::page(&report)), ("result.json", json), ("cells.csv", report.csv())],
         )?;

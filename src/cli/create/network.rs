@@ -45,6 +45,11 @@ pub struct NetworkArgs {
     dns_option: Vec<String>,
 }
 
+/// What is said now, or else what was then.
+fn kept<T: Clone>(now: Vec<T>, then: &[T]) -> Vec<T> {
+    if now.is_empty() { then.to_vec() } else { now }
+}
+
 /// What one word says.
 #[derive(Clone, Debug)]
 struct Ports {
@@ -73,6 +78,36 @@ impl NetworkArgs {
             (host, _) => format!("{}:{host}->{}/{}", port.address, port.container, port.protocol),
         };
         ports.map(place).collect()
+    }
+
+    /// What they say of a container that goes on from a snapshot of one that was connected as `then`. Published ports are
+    /// not taken over: the other container may still have them.
+    ///
+    /// # Errors
+    /// It had no network, which it cannot get now, or had one, which it cannot lose.
+    pub fn reconnect(&self, then: Option<&NetworkUse>, what: &str) -> Result<Option<NetworkUse>, Failure> {
+        let (Some(now), Some(then)) = (self.read(&[], what)?, then) else {
+            let asked = self.network != DEFAULT || !self.publish.is_empty();
+            return match then {
+                None if !asked => Ok(None),
+                None => {
+                    let why = "the container in the snapshot has no network card";
+                    Err(Failure::new(what, why, "the same without -p and --network"))
+                }
+                Some(then) => {
+                    let why = format!("the container in the snapshot has a network card, in network {}", then.name);
+                    Err(Failure::new(what, why, "the same without --network, or with another network"))
+                }
+            };
+        };
+        let name = if self.network == DEFAULT { then.name.clone() } else { now.name };
+        Ok(Some(NetworkUse {
+            name,
+            dns: kept(now.dns, &then.dns),
+            search: kept(now.search, &then.search),
+            options: kept(now.options, &then.options),
+            ..now
+        }))
     }
 
     /// What they say; `of_image` are the ports that the image exposes.

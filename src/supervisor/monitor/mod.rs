@@ -5,6 +5,7 @@
 mod clients;
 mod output;
 pub(super) mod shares;
+mod snapshot;
 pub(super) mod storage;
 mod templates;
 
@@ -25,13 +26,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use self::clients::Clients;
 use self::output::Output;
+use self::snapshot::Snapshotted;
 use super::containers::{Container, Held, remove_sockets};
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
 use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
-use crate::image::Store;
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
     Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, Stopper,
@@ -60,6 +61,8 @@ struct Monitor {
     maker: Mutex<Option<JoinHandle<()>>>,
     /// Size of the terminal that the program starts with.
     size: Mutex<WindowSize>,
+    /// Held by who has the container stand still, or go on.
+    standing: Mutex<()>,
 }
 
 /// How far the container has come.
@@ -101,6 +104,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         input: Mutex::default(),
         maker: Mutex::default(),
         size: Mutex::default(),
+        standing: Mutex::default(),
     });
     if let Err(error) = clients::serve_first(&monitor, client) {
         log::info!("who asked for the container has gone: {error}");
@@ -173,17 +177,15 @@ impl Monitor {
     fn start(&self, state: &mut State, first: bool) -> Result<Started, NotRun> {
         let config = &self.container.config;
         let what = format!("cannot start container {}", config.name);
-        let explain = |problem| Failure::from(crate::image::ImageError::new(&what)(problem));
-        let store = Store::open().map_err(explain)?;
         // Nobody removes the image between here and where the VMM has its disk open.
-        let content = store.hold_content().map_err(explain)?;
-        let image = store.image(&config.image.manifest).map_err(explain)?;
-        let rootfs = store.rootfs(&image).map_err(Failure::from)?;
+        let (content, rootfs) = snapshot::rootfs(config)?;
+        let origin = config.from.as_ref().filter(|_| first);
+        let origin = origin.map(|origin| Snapshotted::find(&self.container, origin, &rootfs, &what)).transpose()?;
         let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
         let shared = shares::Shares::find(&self.container, first)?;
-        let written = config.storage_size.map(|size| storage::disk(self.container.directory(), size)).transpose()?;
+        let written = config.storage_size.map(|size| self.written(size, origin.as_ref())).transpose()?;
         let container = describe::container(config, connected.as_ref(), &shared.describe());
         let (mut serving, mut to_make) = (Vec::new(), None);
         let sandbox = match &config.isolation {
@@ -198,10 +200,15 @@ impl Monitor {
                     control: state.sockets.join("control"),
                     privileged: config.surroundings.privileged,
                 };
-                let prepared = warm::prepared(config, &container);
-                let vm = MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?;
-                to_make = prepared.filter(|_| !vm.has_container()).map(|prepared| (devices, prepared));
-                Sandbox::MicroVm(vm)
+                Sandbox::MicroVm(match &origin {
+                    Some(origin) => MicroVm::restore(&origin.place, &devices)?,
+                    None => {
+                        let prepared = warm::prepared(config, &container);
+                        let vm = MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?;
+                        to_make = prepared.filter(|_| !vm.has_container()).map(|prepared| (devices, prepared));
+                        vm
+                    }
+                })
             }
             Isolation::Container { runtime } => {
                 let network = connected.as_ref().and_then(Attachment::namespace);
@@ -214,14 +221,19 @@ impl Monitor {
         drop(content);
         let size = *self.size.lock().expect("no thread panics while it holds this");
         let terminal = config.terminal.then_some(size);
-        let start = ProcessStart {
-            container: Some(container),
-            process: describe::process(&config.process, &config.surroundings, terminal),
-            task: Task::Program,
-            stdin: config.interactive,
-            output: true,
+        let mut process = match &origin {
+            Some(origin) => {
+                let adopt = describe::adoption(config, connected.as_ref(), &origin.snapshot.addresses);
+                sandbox.agent()?.adopt(adopt, config.interactive, config.terminal)?
+            }
+            None => sandbox.start_process(ProcessStart {
+                container: Some(container),
+                process: describe::process(&config.process, &config.surroundings, terminal),
+                task: Task::Program,
+                stdin: config.interactive,
+                output: true,
+            })?,
         };
-        let mut process = sandbox.start_process(start)?;
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = sandbox.pid();
@@ -231,6 +243,13 @@ impl Monitor {
             *self.maker.lock().expect("no thread panics while it holds this") = maker;
         }
         Ok(Started { sandbox, process, connected, serving })
+    }
+
+    fn written(&self, size: u64, origin: Option<&Snapshotted>) -> Result<PathBuf, Failure> {
+        match origin {
+            Some(origin) => storage::copy_of(&origin.place, self.container.directory()),
+            None => storage::disk(self.container.directory(), size),
+        }
     }
 
     /// From there to its end.
@@ -315,6 +334,7 @@ impl Monitor {
     }
 
     fn pause(&self, still: bool) -> Reply {
+        let _alone = self.standing.lock().expect("no thread panics while it holds this");
         let done = self.with_process(|_| Agent::connect(&self.vsock)?.pause(still));
         if done == Reply::Done {
             let status = if still { Status::Paused } else { Status::Running };

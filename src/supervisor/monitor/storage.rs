@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The disk for what a container writes: sparse, so that it takes of the host what is in it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
+use crate::sparse;
+
+/// Its name in a container's directory, and in a snapshot's.
+pub const FILE: &str = "written.ext4";
 
 /// No checksums of metadata, which a third of the work of a mount would go into; a small journal, for VMs that are
 /// killed; no reserved blocks, since root is the only user of the disk.
@@ -21,7 +25,7 @@ const OLDER: &str = "nodiscard,lazy_itable_init=1,lazy_journal_init=1";
 /// # Errors
 /// There is no room, or no `mke2fs`.
 pub fn disk(directory: &Path, size: u64) -> Result<PathBuf, Failure> {
-    let path = directory.join("written.ext4");
+    let path = directory.join(FILE);
     if path.exists() {
         return Ok(path);
     }
@@ -46,6 +50,26 @@ pub fn disk(directory: &Path, size: u64) -> Result<PathBuf, Failure> {
     }
     fs::rename(&new, &path).map_err(failed)?;
     Ok(path)
+}
+
+/// The disk in this directory, made anew as a copy of that of a snapshot.
+///
+/// # Errors
+/// There is no room.
+pub fn copy_of(snapshot: &Path, directory: &Path) -> Result<PathBuf, Failure> {
+    let (path, new) = (directory.join(FILE), directory.join("written.new"));
+    let copied = copy(&snapshot.join(FILE), &new).and_then(|()| fs::rename(&new, &path));
+    let failed = |error| Failure::new("cannot copy the disk of the snapshot", error, "free space");
+    copied.map(|()| path).map_err(failed)
+}
+
+/// Copies a disk; a copy that is there already is replaced.
+///
+/// # Errors
+/// The system's.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let to = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(to)?;
+    sparse::copy(&File::open(from)?, &to)
 }
 
 /// A user's path often is without the directories where `mke2fs` is.

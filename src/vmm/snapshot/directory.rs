@@ -47,6 +47,11 @@ impl NewSnapshot {
         [&self.state, &self.memory]
     }
 
+    /// Where they are until it has its name; what else is put there goes with them.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Has both files on disk.
     ///
     /// # Errors
