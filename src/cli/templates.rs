@@ -72,6 +72,7 @@ struct WarmArgs {
 
 /// What `run` would be told of such containers.
 #[derive(Debug, Parser)]
+#[command(disable_help_flag = true)]
 struct Alike {
     #[command(flatten)]
     container: ContainerArgs,

@@ -159,7 +159,7 @@ impl MicroVm {
         outcome.map(|()| vm)
     }
 
-    /// Waits until its agent can be talked to. By then its VMM has all of its files open.
+    /// Waits until its agent can be talked to, once. By then its VMM has all of its files open.
     ///
     /// # Errors
     /// It does not get that far.
@@ -182,13 +182,16 @@ impl MicroVm {
         renewed.map_err(|failure| self.gone(failure.why))
     }
 
-    /// Starts the first process in it, once its agent answers; a clone becomes one of its own before that.
+    /// Starts the first process in it, after [`MicroVm::wait_ready`]; a clone becomes one of its own before that.
     ///
     /// # Errors
     /// [`NotRun`].
     pub fn start_process(&self, start: ProcessStart) -> Result<Running, NotRun> {
-        let Some(macs) = &self.clone else { return self.agent()?.start(start) };
-        Agent::renew_and_start(&self.vsock, macs, start).map_err(|failure| self.gone(failure.why))?.finish()
+        let gone = |failure: Failure| self.gone(failure.why);
+        match &self.clone {
+            Some(macs) => Agent::renew_and_start(&self.vsock, macs, start).map_err(gone)?.finish(),
+            None => Agent::connect(&self.vsock).map_err(gone)?.start(start),
+        }
     }
 
     /// For whoever may have to end it.

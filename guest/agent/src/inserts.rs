@@ -52,16 +52,25 @@ pub fn open(container: &Container) -> core::result::Result<Inserts, Refusal> {
     Ok(Inserts { files, shared })
 }
 
-/// Writes what is in the files of a container that was made without.
+/// Opens the files of a container that was made with nothing in them.
+///
+/// # Errors
+/// The kernel's.
+pub fn empty_files(container: &Container) -> Result<Vec<OwnedFd>> {
+    let open = |number| {
+        rustix::fs::open(format!("{FILES}/{number}").as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+    };
+    (0..container.files.len()).map(open).collect()
+}
+
+/// Writes into them what is in these.
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn fill_files(container: &Container) -> core::result::Result<(), Refusal> {
-    for (number, file) in container.files.iter().enumerate() {
-        let path = file.path.escape_ascii();
-        write(number, file).map_err(failed(format_args!("cannot make file {path}")))?;
-    }
-    Ok(())
+pub fn fill_files(files: &[OwnedFd], container: &Container) -> core::result::Result<(), Refusal> {
+    files.iter().zip(&container.files).try_for_each(|(file, with)| {
+        write_all(file, &with.content).map_err(failed(format_args!("cannot make file {}", with.path.escape_ascii())))
+    })
 }
 
 /// Puts everything where it belongs, from within the root; `progress` is called now and then where that takes long.
@@ -149,13 +158,16 @@ fn write(number: usize, file: &File) -> Result<String> {
 fn fill_file(number: usize, file: &File, create: OFlags) -> Result<String> {
     let path = format!("{FILES}/{number}");
     let flags = create | OFlags::TRUNC | OFlags::WRONLY | OFlags::CLOEXEC;
-    let open = rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(file.mode & 0o7777))?;
-    let mut rest = file.content.as_slice();
+    write_all(&rustix::fs::open(path.as_str(), flags, Mode::from_raw_mode(file.mode & 0o7777))?, &file.content)?;
+    Ok(path)
+}
+
+fn write_all(file: &OwnedFd, mut rest: &[u8]) -> Result<()> {
     while !rest.is_empty() {
-        let count = rustix::io::write(&open, rest)?;
+        let count = rustix::io::write(file, rest)?;
         rest = rest.get(count..).unwrap_or_default();
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Mounts a share where only the agent sees it, and gives a mount of one of its files.

@@ -21,12 +21,17 @@ impl IoPorts {
         Self(rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok())
     }
 
+    /// The same, to read.
+    #[must_use]
+    pub fn open_to_read(path: &CStr) -> Self {
+        Self(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok())
+    }
+
     /// Reads eight ports from `first` on, as a number; `None` where there is no access, or where no device is.
     #[must_use]
-    pub fn read(path: &CStr, first: u16) -> Option<u64> {
-        let device = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    pub fn read(&self, first: u16) -> Option<u64> {
         let mut bytes = [0; 8];
-        let count = rustix::io::pread(&device, &mut bytes, first.into()).ok()?;
+        let count = rustix::io::pread(self.0.as_ref()?, &mut bytes, first.into()).ok()?;
         // Ports without a device read as ones.
         Some(u64::from_le_bytes(bytes)).filter(|number| count == 8 && *number != u64::MAX)
     }

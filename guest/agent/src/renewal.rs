@@ -40,6 +40,8 @@ pub fn renew(renew: &Renew) -> Result<()> {
 
 /// Sets the time of day to what the VMM says now; where it has no clock, to what was the time when the host asked.
 fn set_clock(asked_ns: u64) -> Result<()> {
+    let ports = IoPorts::open_to_read(DEV_PORT);
+    let host_time = || ports.read(HOST_CLOCK_PORT);
     for _ in 0..CLOCK_TRIES {
         let Some(now) = host_time() else { return sys::set_clock(asked_ns) };
         sys::set_clock(now)?;
@@ -49,10 +51,6 @@ fn set_clock(asked_ns: u64) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn host_time() -> Option<u64> {
-    IoPorts::read(DEV_PORT, HOST_CLOCK_PORT)
 }
 
 /// A `struct rand_pool_info`: bits of entropy, bytes that follow, the bytes.

@@ -25,6 +25,7 @@ use crate::{inserts, mounts, network, orders, rootfs, vsock};
 const NO_PIPES: &str = "cannot make pipes";
 const NO_NEWS: &str = "cannot make a pair of sockets";
 const NO_PROCESS: &str = "cannot start a process";
+const NO_FILES: &str = "cannot find the container's files again";
 const NO_NETWORK: &str = "cannot set up the network";
 
 /// Why a process was not started: for programs, and for people.
@@ -47,6 +48,8 @@ pub struct Ahead {
     assembly: Assembly,
     child: Child,
     orders: OwnedFd,
+    /// Those of the host's, empty.
+    files: Vec<OwnedFd>,
     /// The container's.
     pub cgroup: Option<Cgroup>,
     /// Its mounts, as long as this is open. The kernel takes them down before it tells of the end of the last process
@@ -82,7 +85,8 @@ impl Ahead {
                     News::Waits => {
                         let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
                         let mounts = open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
-                        Ok(Self { assembly: assembly.clone(), child, orders, cgroup, mounts })
+                        let files = inserts::empty_files(&assembly.container).map_err(failed(NO_FILES))?;
+                        Ok(Self { assembly: assembly.clone(), child, orders, files, cgroup, mounts })
                     }
                     News::Refused(refusal) => Err(refusal),
                     News::Runs(_) | News::Silence => Err(child.given_up()),
@@ -108,7 +112,7 @@ impl Ahead {
         progress: &mut dyn FnMut(),
     ) -> core::result::Result<Workload, Refusal> {
         let given = match self.assembly.fits(container, &start.process) {
-            true => inserts::fill_files(container).and_then(|()| {
+            true => inserts::fill_files(&self.files, container).and_then(|()| {
                 if !container.network.is_empty() {
                     network::configure(&container.network).map_err(failed(NO_NETWORK))?;
                 }
