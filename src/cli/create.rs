@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
-use coracle::sandbox::{Isolation, Overrides, ProcessSpec, Shape, container};
+use coracle::sandbox::{Isolation, LEAST_MEMORY_MIB, Overrides, ProcessSpec, Shape, container};
 use coracle::signals;
 use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, names};
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use self::network::NetworkArgs;
 use self::surroundings::{SurroundingsArgs, bytes};
 use super::pull_progress::{ProgressKind, PullProgress};
 use super::registry_access::AccessArgs;
-use super::store;
+use super::{labels, store};
 
 /// Signal that asks a program to end, unless its image or the user says another.
 const SIGTERM: u8 = 15;
@@ -103,8 +103,8 @@ pub struct ContainerArgs {
     #[arg(long)]
     no_template: bool,
     /// Note something about the container: NAME=VALUE
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    label: Vec<String>,
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = labels::parse)]
+    label: Vec<(String, String)>,
     /// Signal that asks the program to end
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     stop_signal: Option<u8>,
@@ -270,6 +270,10 @@ impl ContainerArgs {
         isolation: Isolation,
         what: &str,
     ) -> Result<Config, Failure> {
+        if !isolation.is_container() && self.memory < LEAST_MEMORY_MIB {
+            let why = format!("a microVM of {} MiB has no room for its kernel and its agent", self.memory);
+            return Err(Failure::new(what, why, format!("at least `--memory {LEAST_MEMORY_MIB}m`")));
+        }
         let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
         let overrides = Overrides {
             command: self.command.clone(),
@@ -283,10 +287,7 @@ impl ContainerArgs {
         let settings = image.config.config().clone().unwrap_or_default();
         let of_image = settings.stop_signal().as_deref().and_then(signals::number);
         let mut labels = settings.labels().clone().unwrap_or_default();
-        labels.extend(self.label.iter().map(|label| match label.split_once('=') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (label.clone(), String::new()),
-        }));
+        labels.extend(self.label.iter().cloned());
         Ok(Config {
             id,
             name,
