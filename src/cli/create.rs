@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, ValueEnum};
 use coracle::failure::Failure;
 use coracle::image::{Image, Platform, PullOptions, PullPolicy, Store};
-use coracle::sandbox::{Isolation, Overrides, ProcessSpec, Shape, container};
+use coracle::sandbox::{Isolation, LEAST_MEMORY_MIB, Overrides, ProcessSpec, Shape, container};
 use coracle::signals;
 use coracle::supervisor::{Config, Container, Containers, ImageUse, LogDriver, Origin, Snapshots, names};
 use jiff::Timestamp;
@@ -25,7 +25,7 @@ pub use self::surroundings::bytes;
 use super::containers;
 use super::pull_progress::{ProgressKind, PullProgress};
 use super::registry_access::AccessArgs;
-use super::store;
+use super::{labels, store};
 
 /// Signal that asks a program to end, unless its image or the user says another.
 const SIGTERM: u8 = 15;
@@ -143,8 +143,8 @@ pub struct ContainerArgs {
     #[arg(long)]
     no_template: bool,
     /// Note something about the container: NAME=VALUE
-    #[arg(short, long, value_name = "NAME[=VALUE]")]
-    label: Vec<String>,
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = labels::parse)]
+    label: Vec<(String, String)>,
     /// Signal that asks the program to end
     #[arg(long, value_name = "SIGNAL", value_parser = signal)]
     stop_signal: Option<u8>,
@@ -287,7 +287,7 @@ impl ContainerArgs {
             let from = Some(Origin { snapshot: snapshot.name, id: snapshot.id });
             let then = snapshot.config;
             let mut labels = then.labels;
-            labels.extend(self.labels());
+            labels.extend(self.label.iter().cloned());
             Ok(Config {
                 id,
                 name,
@@ -338,13 +338,6 @@ impl ContainerArgs {
         })
     }
 
-    fn labels(&self) -> impl Iterator<Item = (String, String)> {
-        self.label.iter().map(|label| match label.split_once('=') {
-            Some((name, value)) => (name.to_owned(), value.to_owned()),
-            None => (label.clone(), String::new()),
-        })
-    }
-
     fn check_restart(&self, what: &str) -> Result<(), Failure> {
         let policy = self.restart.as_str();
         let why = match policy.split_once(':').map_or(policy, |(name, _)| name) {
@@ -378,6 +371,10 @@ impl ContainerArgs {
         isolation: Isolation,
         what: &str,
     ) -> Result<Config, Failure> {
+        if !isolation.is_container() && self.memory < LEAST_MEMORY_MIB {
+            let why = format!("a microVM of {} MiB has no room for its kernel and its agent", self.memory);
+            return Err(Failure::new(what, why, format!("at least `--memory {LEAST_MEMORY_MIB}m`")));
+        }
         let hostname = self.hostname.clone().unwrap_or_else(|| id.chars().take(12).collect());
         let overrides = Overrides {
             command: self.command.clone(),
@@ -391,7 +388,7 @@ impl ContainerArgs {
         let settings = image.config.config().clone().unwrap_or_default();
         let of_image = settings.stop_signal().as_deref().and_then(signals::number);
         let mut labels = settings.labels().clone().unwrap_or_default();
-        labels.extend(self.labels());
+        labels.extend(self.label.iter().cloned());
         Ok(Config {
             id,
             name,

@@ -15,6 +15,7 @@ mod exec;
 mod history;
 mod images;
 mod inspect;
+mod labels;
 mod load;
 mod login;
 mod logs;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `coracle network`: networks of containers, with Docker's flags, columns and fields.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -14,8 +13,9 @@ use ipnet::{IpNet, Ipv4Net};
 use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
 
-use super::template::Template;
-use super::{system, units};
+use super::labels::{self, LabelFilter};
+use super::template::{Lines, Template};
+use super::{error, system, units};
 
 /// Create, list and remove networks of containers.
 #[derive(Debug, Args)]
@@ -68,11 +68,11 @@ struct CreateArgs {
     #[arg(long)]
     ipv6: bool,
     /// A label
-    #[arg(long, value_name = "KEY[=VALUE]")]
-    label: Vec<String>,
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = labels::parse)]
+    label: Vec<(String, String)>,
     /// An option: com.docker.network.driver.mtu=BYTES
-    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
-    option: Vec<String>,
+    #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = option)]
+    option: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -81,8 +81,8 @@ struct LsArgs {
     #[arg(short, long, value_name = "FILTER", value_parser = Filter::parse)]
     filter: Vec<Filter>,
     /// `table`, `json` for an object a line, or a text with fields in it: '{{.Name}} {{.ID}}'
-    #[arg(long, value_name = "TEMPLATE", default_value = "table", hide_default_value = true)]
-    format: String,
+    #[arg(long, value_name = "TEMPLATE", default_value = "table", hide_default_value = true, value_parser = Lines::parse)]
+    format: Lines,
     /// Whole IDs
     #[arg(long)]
     no_trunc: bool,
@@ -127,8 +127,8 @@ enum Filter {
     Name(String),
     Id(String),
     Driver(String),
-    Label(String, Option<String>),
-    NoLabel(String, Option<String>),
+    Label(LabelFilter),
+    NoLabel(LabelFilter),
     Dangling(bool),
     Until(Timestamp),
 }
@@ -137,13 +137,12 @@ impl Filter {
     fn parse(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').ok_or("a filter is a name, `=`, and a value")?;
         let value = value.to_owned();
-        let label = || split(&value, false).map(|(key, value)| (key, (!value.is_empty()).then_some(value)));
         match name {
             "name" => Ok(Self::Name(value)),
             "id" => Ok(Self::Id(value)),
             "driver" => Ok(Self::Driver(value)),
-            "label" => label().map(|(key, value)| Self::Label(key, value)),
-            "label!" => label().map(|(key, value)| Self::NoLabel(key, value)),
+            "label" => LabelFilter::parse(&value).map(Self::Label),
+            "label!" => LabelFilter::parse(&value).map(Self::NoLabel),
             "dangling" => value.parse().map(Self::Dangling).map_err(|_| "`true` or `false`".to_owned()),
             "until" => until(&value).map(Self::Until),
             _ => Err(format!("`{name}` is not known: there are name, id, driver, label, label!, dangling and until")),
@@ -151,15 +150,12 @@ impl Filter {
     }
 
     fn fits(&self, network: &Network) -> bool {
-        let has = |key: &str, value: &Option<String>| {
-            network.labels.get(key).is_some_and(|found| value.as_ref().is_none_or(|value| value == found))
-        };
         match self {
             Self::Name(text) => network.name.contains(text.as_str()),
             Self::Id(text) => network.id.starts_with(text.as_str()),
             Self::Driver(text) => text == "bridge",
-            Self::Label(key, value) => has(key, value),
-            Self::NoLabel(key, value) => !has(key, value),
+            Self::Label(filter) => filter.fits(&network.labels),
+            Self::NoLabel(filter) => !filter.fits(&network.labels),
             Self::Dangling(wanted) => *wanted == (network.name != DEFAULT && !network.is_up()),
             Self::Until(limit) => network.created.parse::<Timestamp>().is_ok_and(|created| created < *limit),
         }
@@ -190,7 +186,7 @@ pub fn run(args: &NetworkArgs) -> anyhow::Result<ExitCode> {
         NetworkVerb::Create(args) => create(&store, args),
         NetworkVerb::Ls(args) => ls(&store, args),
         NetworkVerb::Inspect(args) => inspect(&store, args),
-        NetworkVerb::Rm(args) => rm(&store, args),
+        NetworkVerb::Rm(args) => return rm(&store, args),
         NetworkVerb::Prune(args) => prune(&store, args),
     }?;
     Ok(ExitCode::SUCCESS)
@@ -202,10 +198,6 @@ fn create(store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
         let next = format!("as root; without, each container has a network of its own (`{DEFAULT}`)");
         return Err(Failure::new(what(), "networks of several containers are bridges, which are for root", next).into());
     }
-    let pairs = |words: &[String], whole| -> anyhow::Result<BTreeMap<String, String>> {
-        let pairs = words.iter().map(|word| split(word, whole)).collect::<Result<_, _>>();
-        pairs.map_err(|why| Failure::new(what(), why, "`coracle network create --help`").into())
-    };
     let new = New {
         name: args.name.clone(),
         subnets: args.subnet.clone(),
@@ -213,20 +205,19 @@ fn create(store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
         range: args.ip_range,
         internal: args.internal,
         ipv6: args.ipv6,
-        labels: pairs(&args.label, false)?,
-        options: pairs(&args.option, true)?,
+        labels: args.label.iter().cloned().collect(),
+        options: args.option.iter().cloned().collect(),
     };
     let network = network::create(store, &new)?;
     writeln!(io::stdout(), "{}", network.id)?;
     Ok(())
 }
 
-/// `KEY=VALUE`, or `KEY` alone.
-fn split(word: &str, whole: bool) -> Result<(String, String), String> {
-    match word.split_once('=') {
-        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        None if !whole && !word.is_empty() => Ok((word.to_owned(), String::new())),
-        _ => Err(format!("`{word}` is not of the form KEY=VALUE")),
+/// For clap: an option has a value.
+fn option(word: &str) -> Result<(String, String), String> {
+    match word.contains('=') {
+        true => labels::parse(word),
+        false => Err(format!("`{word}` is not of the form KEY=VALUE")),
     }
 }
 
@@ -241,19 +232,12 @@ fn ls(store: &Store, args: &LsArgs) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let template = match args.format.as_str() {
-        "table" => None,
-        "json" => Some("{{json .}}"),
-        text => Some(text),
-    };
-    let Some(template) = template else {
+    let Lines::Template(template) = &args.format else {
         let row = |network: &Network| vec![id(network), network.name.clone(), "bridge".to_owned(), "local".to_owned()];
         let rows: Vec<_> = wanted.map(row).collect();
         return units::table(&mut out, &["NETWORK ID", "NAME", "DRIVER", "SCOPE"], &rows)
             .context("cannot print networks");
     };
-    let parsed = Template::parse(template);
-    let template = parsed.map_err(|why| Failure::new("cannot read --format", why, "--format '{{.Name}} {{.ID}}'"))?;
     for network in wanted {
         let labels = network.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
         let line = json!({
@@ -340,8 +324,8 @@ fn describe(network: &Network) -> Value {
     })
 }
 
-fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<()> {
-    let mut failure = None;
+fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<ExitCode> {
+    let mut status = ExitCode::SUCCESS;
     for name in &args.networks {
         let networks = network::list(store)?;
         if args.force && network::find(&networks, name, "").is_err() {
@@ -350,10 +334,13 @@ fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<()> {
         match network::remove(store, name) {
             // As it was spelled, which is what Docker prints.
             Ok(_) => writeln!(io::stdout(), "{name}")?,
-            Err(problem) => _ = failure.get_or_insert(problem),
+            Err(problem) => {
+                error::report(&problem.into());
+                status = ExitCode::FAILURE;
+            }
         }
     }
-    failure.map_or(Ok(()), |failure| Err(failure.into()))
+    Ok(status)
 }
 
 fn prune(store: &Store, args: &PruneArgs) -> anyhow::Result<()> {
@@ -380,8 +367,8 @@ mod tests {
     fn filters_are_read() {
         let text = str::to_owned;
         assert_eq!(Filter::parse("name=a=b"), Ok(Filter::Name(text("a=b"))));
-        assert_eq!(Filter::parse("label=a"), Ok(Filter::Label(text("a"), None)));
-        assert_eq!(Filter::parse("label!=a=b"), Ok(Filter::NoLabel(text("a"), Some(text("b")))));
+        assert_eq!(Filter::parse("label=a"), LabelFilter::parse("a").map(Filter::Label));
+        assert_eq!(Filter::parse("label!=a=b"), LabelFilter::parse("a=b").map(Filter::NoLabel));
         assert_eq!(Filter::parse("dangling=true"), Ok(Filter::Dangling(true)));
         assert!(matches!(Filter::parse("until=24h"), Ok(Filter::Until(_))));
         assert!(matches!(Filter::parse("until=2026-01-01T00:00:00Z"), Ok(Filter::Until(_))));

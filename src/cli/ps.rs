@@ -9,6 +9,7 @@ use coracle::supervisor::{Container, State, Status};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use super::labels::LabelFilter;
 use super::template::Lines;
 use super::{containers, units};
 
@@ -99,10 +100,7 @@ impl Filter {
             "status" => state.status.word() == value,
             "exited" => state.status == Status::Exited && state.exit.status.to_string() == value,
             "ancestor" => config.image.name == value || config.image.id.to_string().contains(value),
-            _ => match value.split_once('=') {
-                Some((name, value)) => config.labels.get(name).is_some_and(|found| found == value),
-                None => config.labels.contains_key(value),
-            },
+            _ => LabelFilter::parse(value).is_ok_and(|filter| filter.fits(&config.labels)),
         }
     }
 }

@@ -9,6 +9,7 @@ use coracle::failure::Failure;
 use coracle::supervisor::{Container, Containers, Description, Volume, Volumes};
 use serde_json::{Value, json};
 
+use super::labels::{self, LabelFilter};
 use super::template::{Lines, Template};
 use super::{containers, error, system, units};
 
@@ -44,11 +45,11 @@ struct CreateArgs {
     #[arg(short, long, default_value = "local", value_parser = ["local"], hide_default_value = true)]
     driver: String,
     /// A label
-    #[arg(long, value_name = "KEY[=VALUE]")]
-    label: Vec<String>,
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = labels::parse)]
+    label: Vec<(String, String)>,
     /// What it is: type=tmpfs, or device=/HOST/PATH with o=bind; o=WORD,… are options of mount(8)
-    #[arg(short, long = "opt", value_name = "KEY=VALUE")]
-    option: Vec<String>,
+    #[arg(short, long = "opt", value_name = "KEY=VALUE", value_parser = labels::parse)]
+    option: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -101,7 +102,7 @@ struct PruneArgs {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Filter {
     Name(String),
-    Label(String, Option<String>),
+    Label(LabelFilter),
     Driver(String),
     Dangling(bool),
 }
@@ -111,10 +112,7 @@ impl Filter {
         let (name, value) = text.split_once('=').ok_or("a filter is a name, `=`, and a value")?;
         match name {
             "name" => Ok(Self::Name(value.to_owned())),
-            "label" => {
-                let (key, value) = value.split_once('=').map_or((value, None), |(key, value)| (key, Some(value)));
-                Ok(Self::Label(key.to_owned(), value.map(str::to_owned)))
-            }
+            "label" => LabelFilter::parse(value).map(Self::Label),
             "driver" => Ok(Self::Driver(value.to_owned())),
             "dangling" => match value {
                 "true" | "1" => Ok(Self::Dangling(true)),
@@ -128,8 +126,7 @@ impl Filter {
     fn fits(&self, volume: &Volume, users: &[Container]) -> bool {
         match self {
             Self::Name(text) => volume.name.contains(text),
-            Self::Label(key, None) => volume.labels.contains_key(key),
-            Self::Label(key, Some(value)) => volume.labels.get(key) == Some(value),
+            Self::Label(filter) => filter.fits(&volume.labels),
             Self::Driver(name) => name == "local",
             Self::Dangling(wanted) => *wanted != users.iter().any(|one| one.config.uses_volume(&volume.name)),
         }
@@ -153,14 +150,8 @@ pub fn run(args: &VolumeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn create(containers: &Containers, volumes: &Volumes, args: &CreateArgs) -> anyhow::Result<ExitCode> {
-    let label = |label: &String| match label.split_once('=') {
-        Some((name, value)) => (name.to_owned(), value.to_owned()),
-        None => (label.clone(), String::new()),
-    };
-    let description = Description {
-        labels: args.label.iter().map(label).collect(),
-        options: args.option.iter().map(label).collect(),
-    };
+    let description =
+        Description { labels: args.label.iter().cloned().collect(), options: args.option.iter().cloned().collect() };
     let held = containers.hold()?;
     let volume = match &args.name {
         Some(name) => volumes.ensure(name, &description, false, &held)?,
@@ -303,8 +294,7 @@ mod tests {
     fn filters_are_read() {
         let text = str::to_owned;
         assert_eq!(Filter::parse("name=a=b"), Ok(Filter::Name(text("a=b"))));
-        assert_eq!(Filter::parse("label=a=b"), Ok(Filter::Label(text("a"), Some(text("b")))));
-        assert_eq!(Filter::parse("label=a"), Ok(Filter::Label(text("a"), None)));
+        assert_eq!(Filter::parse("label=a=b"), LabelFilter::parse("a=b").map(Filter::Label));
         assert_eq!(Filter::parse("dangling=1"), Ok(Filter::Dangling(true)));
         for wrong in ["name", "x=y", "dangling=maybe"] {
             assert!(Filter::parse(wrong).is_err(), "{wrong}");

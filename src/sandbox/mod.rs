@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
 pub use container::{Ground, NamespaceContainer};
 pub use image_template::Prepared;
-pub use microvm::{Devices, MicroVm, Shape, Templates};
+pub use microvm::{Devices, LEAST_MEMORY_MIB, MicroVm, Shape, Templates};
 pub use spec::{Overrides, ProcessSpec};
 
 use crate::failure::Failure;

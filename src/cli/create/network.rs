@@ -117,7 +117,15 @@ impl NetworkArgs {
     pub fn read(&self, of_image: &[String], what: &str) -> Result<Option<NetworkUse>, Failure> {
         let mut ports: Vec<Publish> = self.publish.iter().flat_map(|ports| ports.ports.clone()).collect();
         match self.network.as_str() {
-            "none" if ports.is_empty() => return Ok(None),
+            "none" if ports.is_empty() && self.ip.is_none() => return Ok(None),
+            "none" if ports.is_empty() => {
+                let why = "it is in no network, and so can have no address";
+                return Err(Failure::new(
+                    what,
+                    why,
+                    "the same without --ip, or with `--network` and the network's name",
+                ));
+            }
             "none" => {
                 let why = "it is in no network, and so has no ports to publish";
                 return Err(Failure::new(what, why, "the same without -p, or without `--network none`"));
