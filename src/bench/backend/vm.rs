@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::IpNet;
+
 use super::super::measure::Until;
 use super::{Backend, Kind, Run, Workload};
 use crate::failure::Failure;
@@ -42,9 +44,25 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
     }])
 }
 
-/// An address of the default network that is not given to others before all below it are.
+/// An address of the default network that is not given to others before all below it are. The network is up for a moment,
+/// by which it has its subnet, where this has to be another than the last time.
 fn address() -> Result<Ipv4Addr, Failure> {
-    let networks = network::list(&network::Store::open()?)?;
-    let subnet = network::find(&networks, DEFAULT, "cannot find an address")?.ipv4.subnet;
-    Ok(Ipv4Addr::from(u32::from(subnet.broadcast()) - 1))
+    let container = format!("bench-{}", std::process::id());
+    let request = network::Request {
+        network: DEFAULT.to_owned(),
+        container: container.clone(),
+        names: Vec::new(),
+        address: None,
+        mac: None,
+        ports: Vec::new(),
+        namespace: None,
+    };
+    let attachment = network::attach(&request)?;
+    let found = attachment.addresses.iter().find_map(|address| match address {
+        IpNet::V4(address) => Some(Ipv4Addr::from(u32::from(address.broadcast()) - 1)),
+        IpNet::V6(_) => None,
+    });
+    drop(attachment);
+    network::forget(&container)?;
+    found.ok_or_else(|| Failure::new("cannot find an address", "the default network has none", "`coracle network ls`"))
 }
