@@ -75,6 +75,49 @@ fn as_many_as_were_asked_for_run_answer_and_are_removed() {
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
 }
 
+/// Runs `bench startup` with these words; gives its result.
+fn result(home: &Home, words: &[&str]) -> Value {
+    serde_json::from_str(&home.ok(&[&["bench", "startup", "-q", "--format", "json"], words].concat())).unwrap()
+}
+
+#[test]
+fn main_path_our_own_containers_are_measured_at_once_and_against_earlier_ones() {
+    let home = Home::new();
+    let folder = home.path().join("report");
+    let words = ["-n", "4", "--warm-up", "0", "--backends", "container,crun"];
+    let more = ["--concurrency", "1,2", "--report", folder.to_str().unwrap(), "IMAGE"];
+    let first = result(&home, &[&words[..], &more].concat());
+    let [container, crun] = first["backends"].as_array().unwrap().as_slice() else { panic!("{first}") };
+    assert_eq!((&container["name"], &container["firstByte"]["n"]), (&"container".into(), &4.into()), "{first}");
+    for one in [container, crun] {
+        let rates: Vec<(u64, u64)> = one["rates"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|rate| {
+                assert!(rate["perSecond"].as_f64().unwrap() > 0.0, "{one}");
+                (rate["atOnce"].as_u64().unwrap(), rate["start"]["n"].as_u64().unwrap())
+            })
+            .collect();
+        assert_eq!(rates, [(1, 4), (2, 4)], "{one}");
+    }
+    assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("Many at once"));
+    let earlier = folder.join("result.json").display().to_string();
+    let second = result(&home, &[&words[..], &["--baseline", &earlier, "IMAGE"]].concat());
+    let comparison = &second["comparison"];
+    assert_eq!(comparison["started"], first["started"]);
+    let names: Vec<&Value> = comparison["backends"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+    assert!(names == ["container", "crun"] && comparison["differs"] == Value::Array(Vec::new()), "{comparison}");
+    let (status, _, stderr) = home.run(&["bench", "startup", "--baseline", "/etc/passwd", "IMAGE"]);
+    assert!(status == Some(125) && stderr.contains("/etc/passwd"), "{stderr}");
+    // A server, to its first answer; crun has no network here.
+    let serve = ["IMAGE", "sh", "-c", "echo here > /index.html; exec httpd -f -p 80 -h /"];
+    let served = result(&home, &[&["-n", "2", "--backends", "container,crun", "--http", "80"][..], &serve].concat());
+    assert_eq!((&served["backends"][0]["firstByte"]["n"], &served["http"]), (&2.into(), &80.into()), "{served}");
+    assert!(served["backends"][1]["failed"].as_str().unwrap().contains("no network"), "{served}");
+    assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
+}
+
 #[test]
 fn what_cannot_be_measured_is_explained() {
     let home = Home::new();

@@ -112,7 +112,14 @@ fn lives(kind: &str) {
     read_to(&mut cat, "there and back\n");
     drop(cat.stdin.take());
     assert_eq!(cat.wait().unwrap().code(), Some(0));
-    let output = on_terminal(&home, "exec -t box sh -c 'stty size; tty'").stdin(Stdio::null()).output().unwrap();
+    // An OCI runtime hands the terminal over as the program starts: its size may come a moment later.
+    let output = on_terminal(
+        &home,
+        "exec -t box sh -c 'for i in $(seq 99); do stty size && break; sleep 0.1; done 2> /dev/null; tty'",
+    )
+    .stdin(Stdio::null())
+    .output()
+    .unwrap();
     let terminal = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(terminal.contains("30 100\r\n/dev/pts/"), "{terminal}");
     // What it uses, and who runs in it.

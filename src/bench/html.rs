@@ -11,9 +11,9 @@ use super::svg::{bars, ecdf, escape, series, time, waterfall};
 pub(super) const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1a1c1e;--bg:#fff;--dim:#5f6670;--rule:#dde1e6;--c0:#0072b2;--c1:#56b4e9;--c2:#d55e00;\
 --c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f;--c7:#8c6d31}\
-@media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#4aa3df;--c2:#f0803c;\
---c4:#2fc79a}}\
-*{box-sizing:border-box}body{margin:0 auto;max-width:46rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;\
+@media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#3d8fe0;--c1:#a5dcff;\
+--c2:#f0803c;--c4:#2fc79a}}\
+*{box-sizing:border-box}body{margin:0 auto;max-width:54rem;padding:1rem;font:1rem/1.5 system-ui,sans-serif;\
 color:var(--fg);background:var(--bg);overflow-wrap:anywhere}\
 h1{font-size:1.4rem;line-height:1.25}h2{font-size:1.1rem;margin-top:2rem}p.dim,li.dim,figcaption{color:var(--dim)}\
 figure{margin:1rem 0}svg{display:block;width:100%;height:auto;overflow:visible}\
@@ -67,10 +67,13 @@ fn plots(report: &Report) -> String {
     let rows: Vec<(&str, usize, &Summary)> =
         starts().filter_map(|(at, one)| Some((one.name, at, one.main()?))).collect();
     if !rows.is_empty() {
-        let plot = bars("Time to the first byte", &rows);
-        let caption = "Median time to the first byte on standard output, with its 95 % confidence interval.";
-        let _ =
-            write!(text, "<h2>Time to the first byte</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
+        let (title, end) = match report.http {
+            Some(_) => ("Time to the first answer", "first answer of the server with status 200"),
+            None => ("Time to the first byte", "first byte on standard output"),
+        };
+        let plot = bars(title, &rows);
+        let caption = format!("Median time to the {end}, with its 95 % confidence interval.");
+        let _ = write!(text, "<h2>{title}</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
     }
     let rows: Vec<(&str, usize, Vec<u64>)> = starts()
         .map(|(at, one)| (one.name, at, one.column(|run| run.first_byte_ns.or(run.exit_ns))))

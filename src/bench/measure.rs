@@ -2,11 +2,14 @@
 //! One run of one program, timed from outside: from just before it is spawned to its first byte and to its end.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -21,6 +24,13 @@ use crate::signals;
 const KEPT: usize = 4096;
 /// How often a program is asked to end before it is killed, one second apart: `coracle run` heeds the third.
 const ASKED: u32 = 4;
+/// How often it is looked whether a server has answered.
+const ASKED_ABOUT: Duration = Duration::from_millis(5);
+/// How long a connection to a server that is not there yet may take, and how long its answer may.
+const CONNECTING: Duration = Duration::from_millis(20);
+const ANSWERING: Duration = Duration::from_secs(5);
+/// Between two attempts.
+const BETWEEN: Duration = Duration::from_millis(1);
 /// How long what a program has left running may go on.
 const SETTLING: Duration = Duration::from_secs(20);
 
@@ -31,6 +41,8 @@ pub enum Until {
     Exit,
     /// The program has written this byte; then it is killed.
     Byte(u8),
+    /// A server at this address has answered a request for `/` with status 200; then the program is asked to end.
+    Http(SocketAddr),
 }
 
 /// What was seen of a run. Times are in nanoseconds from just before the program was spawned.
@@ -121,10 +133,22 @@ impl Stopwatch {
         let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
         let mut stdout = child.stdout.take();
         let mut seen = Observed::default();
+        let asking = match until {
+            Until::Http(address) => Some(Asking::start(address, start)?),
+            Until::Exit | Until::Byte(_) => None,
+        };
         loop {
+            if let Some(answer) = asking.as_ref().and_then(Asking::answered) {
+                seen.first_byte_ns = Some(answer);
+                end(child);
+                seen.exit_ns = nanoseconds(start.elapsed());
+                return Ok(Outcome::Done(seen));
+            }
             let Some(left) = limit.checked_sub(start.elapsed()) else { return Ok(Outcome::TimedOut) };
             let mut watched = vec![PollFd::new(&process, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
             watched.extend(stdout.as_ref().map(|stdout| PollFd::new(stdout, PollFlags::IN)));
+            // Whoever asks for an answer notes the time of it.
+            let left = if asking.is_some() { left.min(ASKED_ABOUT) } else { left };
             match poll(&mut watched, Some(&timespec(left))) {
                 Err(Errno::INTR) => continue,
                 polled => polled?,
@@ -155,6 +179,54 @@ impl Stopwatch {
     }
 }
 
+/// A thread that asks a server for `/` until it answers with 200, or this is dropped.
+struct Asking {
+    answer: Arc<OnceLock<u64>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Asking {
+    fn start(address: SocketAddr, begun: Instant) -> io::Result<Self> {
+        let (answer, stop) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
+        let (its_answer, its_stop) = (Arc::clone(&answer), Arc::clone(&stop));
+        let thread = thread::Builder::new().name("asking".to_owned()).spawn(move || {
+            while !its_stop.load(Ordering::Relaxed) {
+                if is_served(address).unwrap_or(false) {
+                    // Nobody else sets it.
+                    let _ = its_answer.set(nanoseconds(begun.elapsed()));
+                    return;
+                }
+                thread::sleep(BETWEEN);
+            }
+        })?;
+        Ok(Self { answer, stop, thread: Some(thread) })
+    }
+
+    /// When it was answered.
+    fn answered(&self) -> Option<u64> {
+        self.answer.get().copied()
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A thread that panicked has said so itself.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// Whether a server answers with status 200 (RFC 9112).
+fn is_served(address: SocketAddr) -> io::Result<bool> {
+    let mut stream = TcpStream::connect_timeout(&address, CONNECTING)?;
+    stream.set_read_timeout(Some(ANSWERING))?;
+    stream.write_all(format!("GET / HTTP/1.0\r\nHost: {}\r\n\r\n", address.ip()).as_bytes())?;
+    let mut line = [0; 12];
+    stream.read_exact(&mut line)?;
+    Ok(line.starts_with(b"HTTP/1.") && line.ends_with(b" 200"))
+}
+
 /// Reads what has come; at its end there is no output any more.
 fn take_output(stdout: &mut Option<ChildStdout>, seen: &mut Observed, until: Until, now: u64) -> io::Result<()> {
     let mut buffer = [0; 65536];
@@ -162,6 +234,7 @@ fn take_output(stdout: &mut Option<ChildStdout>, seen: &mut Observed, until: Unt
     let bytes = &buffer[..count];
     let marks = match until {
         Until::Exit => !bytes.is_empty(),
+        Until::Http(_) => false,
         Until::Byte(byte) => bytes.contains(&byte),
     };
     if marks && seen.first_byte_ns.is_none() {
@@ -255,4 +328,34 @@ fn tail(file: &mut File) -> io::Result<String> {
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_server_is_there_once_it_answers_with_200() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            for answer in ["HTTP/1.1 503 Not yet\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut request = [0; 5];
+                stream.read_exact(&mut request).unwrap();
+                assert_eq!(&request, b"GET /");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        assert!(!is_served(address).unwrap());
+        let asking = Asking::start(address, Instant::now()).unwrap();
+        server.join().unwrap();
+        while asking.answered().is_none() {
+            thread::sleep(BETWEEN);
+        }
+        // Nobody is there any more.
+        assert!(is_served(address).is_err());
+    }
 }

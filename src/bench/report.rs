@@ -58,6 +58,8 @@ pub struct Report {
     pub waterfall: Vec<Step>,
     /// Against an earlier result, where one was named.
     pub comparison: Option<Comparison>,
+    /// The port of the server whose first answer was waited for: it is what `first_byte` is of.
+    pub http: Option<u16>,
     /// Caches of files were dropped before each run.
     pub cold_caches: bool,
     /// What must be known of these figures.
@@ -233,6 +235,9 @@ impl Report {
             let (load, cpus) = (self.host.load_before, self.host.cpus);
             notes.push(format!("The machine was busy: the load was {load:.1} on {cpus} CPUs before the first run."));
         }
+        if self.http.is_some() {
+            notes.push("A start is from the launch to the first answer of the server with status 200, at the container's own address.".to_owned());
+        }
         if self.cold_caches {
             notes.push(
                 "The host's cache of files was dropped before each run: all that is read comes from the disk."
@@ -267,7 +272,7 @@ impl Report {
                 notes.push(format!("{}: {missing}: {}", one.name, one.failed));
             }
             notes.extend(one.notes.iter().map(|note| format!("{}: {note}.", one.name)));
-            if !one.is_boot && one.exit.is_some() && one.first_byte.is_none() {
+            if !one.is_boot && one.exit.is_some() && one.first_byte.is_none() && self.http.is_none() {
                 notes.push(format!("{}: the command wrote nothing, at least once; its end is compared.", one.name));
             }
         }
@@ -376,6 +381,7 @@ pub mod testing {
             waterfall: Vec::new(),
             comparison: None,
             cold_caches: false,
+            http: None,
             notes: Vec::new(),
         };
         report.evaluate(&boots);

@@ -45,6 +45,8 @@ pub struct Plan {
     pub concurrency: Vec<usize>,
     /// Whether to drop the host's cache of files before each run.
     pub cold_caches: bool,
+    /// The port of a server that the command is: its first answer is waited for.
+    pub http: Option<u16>,
     /// An earlier result to compare with.
     pub earlier: Option<Earlier>,
 }
@@ -71,6 +73,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         archive,
         coracle: plan.coracle.clone(),
         templates: plan.templates,
+        http: plan.http,
         at_once: plan.concurrency.iter().copied().max().unwrap_or(1),
     };
     let mut interrupted = false;
@@ -127,6 +130,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         waterfall: Vec::new(),
         comparison: None,
         cold_caches: plan.cold_caches,
+        http: plan.http,
         notes: Vec::new(),
     };
     report.evaluate(&boots);

@@ -39,6 +39,7 @@ Examples:
   coracle bench startup -n 30 --report startup debian bash -c 'echo hello'
   coracle bench startup --backends vm,podman --format json oci:layout
   coracle bench startup --concurrency 1,2,4,8 --report startup busybox
+  coracle bench startup --http 80 nginx
   coracle bench startup --baseline startup/result.json busybox
 
 Timed from just before the launcher is spawned to the first byte on its standard output, and to its end. The command
@@ -82,6 +83,9 @@ struct StartupArgs {
     /// So many starts at once as well, such as 1,2,4,8: for the rate of starts
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=MOST_AT_ONCE))]
     concurrency: Vec<u16>,
+    /// The command is a server on this port: wait for its first answer with status 200, and end it then
+    #[arg(long, value_name = "PORT", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..))]
+    http: Option<u16>,
     /// Compare with an earlier result, as `--format json` or `--report` wrote it
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -152,6 +156,8 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     progress.finish();
     let image = image.map_err(Failure::from)?;
     let (entrypoint, words) = match command {
+        // A server is what the image says.
+        [] if args.http.is_some() => (None, Vec::new()),
         [] => (Some(DEFAULT_PROGRAM.to_owned()), vec![DEFAULT_WORD.to_owned()]),
         words => (None, words.to_vec()),
     };
@@ -179,6 +185,7 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         templates,
         concurrency: args.concurrency.iter().map(|&at_once| at_once.into()).collect(),
         cold_caches: args.cold,
+        http: args.http,
         earlier,
     };
     let quiet = args.quiet;

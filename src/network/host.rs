@@ -21,6 +21,8 @@ use super::store::Locked;
 use crate::failure::Failure;
 use crate::vmm::devices::virtio::net::Tap;
 
+/// How long the host waits for an answer before it asks again where an address is, in milliseconds.
+const NEIGHBOUR_MS: &str = "50";
 const WHAT: &str = "cannot set up the container's network";
 
 /// Bridges, TAPs and rules of one store of networks, told apart from those of others on this host.
@@ -173,6 +175,8 @@ fn raise_bridge(netlink: &mut Netlink, marks: &Marks, network: &Network, links: 
         }
     };
     let context = format!("setting up bridge {name}");
+    // Who asks for a guest that is still starting asks again soon, not after a second.
+    set_sysctl(&format!("net/ipv4/neigh/{name}/retrans_time_ms"), NEIGHBOUR_MS).map_err(failed(&context))?;
     if network.ipv6.is_none() {
         // Else guests would reach the host over link-local addresses, which no rule here knows.
         set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").map_err(failed(&context))?;

@@ -91,6 +91,11 @@ impl Kind {
         matches!(self, Self::Container | Self::Crun | Self::Runc | Self::Podman)
     }
 
+    /// Whether it can have an address that the host reaches.
+    pub fn can_serve(self) -> bool {
+        matches!(self, Self::Vm | Self::VmCold | Self::Container | Self::Podman)
+    }
+
     /// Whether its figures are of the boot alone, which no container has.
     pub fn is_boot(self) -> bool {
         matches!(self, Self::Vmm | Self::QemuMicrovm)
@@ -132,6 +137,8 @@ pub struct Workload {
     pub templates: bool,
     /// Most starts at once.
     pub at_once: usize,
+    /// The port of a server that the command is, whose first answer is waited for, rather than a byte and its end.
+    pub http: Option<u16>,
 }
 
 /// One that is ready to be timed.
@@ -204,6 +211,9 @@ impl Backend {
             Kind::Vmm => guest::candidates(workload, workspace),
             Kind::QemuMicrovm => qemu::candidates(workload),
         };
+        if workload.http.is_some() && !kind.can_serve() {
+            return Err(Failed::Because("it has no network here, and so cannot serve".to_owned()));
+        }
         // The first way that works is the one.
         let mut reasons: Vec<String> = Vec::new();
         for candidate in candidates.map_err(Failed::Because)? {
@@ -262,6 +272,9 @@ impl Backend {
         };
         judge(&seen, until)?;
         Ok(match until {
+            Until::Http(_) => {
+                Sample { first_byte_ns: seen.first_byte_ns, cpu_ns: Some(seen.cpu_ns), ..Sample::default() }
+            }
             Until::Byte(_) => Sample { ready_ns: seen.first_byte_ns, cpu_ns: Some(seen.cpu_ns), ..Sample::default() },
             Until::Exit => Sample {
                 first_byte_ns: seen.first_byte_ns,
@@ -277,7 +290,9 @@ impl Backend {
 fn judge(seen: &Observed, until: Until) -> Result<(), Failed> {
     let why = match until {
         Until::Exit if seen.status != 0 => format!("it ended with status {}", seen.status),
-        Until::Byte(_) if seen.first_byte_ns.is_none() => format!("it ended ({}) before it was ready", seen.status),
+        Until::Byte(_) | Until::Http(_) if seen.first_byte_ns.is_none() => {
+            format!("it ended ({}) before it was ready", seen.status)
+        }
         _ => return Ok(()),
     };
     let said: Vec<&str> = seen.errors.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

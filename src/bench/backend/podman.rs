@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! `podman run`, with storage of its own in the workspace: the user's is left alone.
 
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, getrlimit};
@@ -14,6 +15,9 @@ const WITHOUT_SYSTEMD: ([&str; 2], &str) =
     (["--cgroup-manager=cgroupfs", "--events-backend=file"], "--log-driver=k8s-file");
 /// Processes that a container may have where podman may not give it as many as it wants to.
 const PROCESSES: u64 = 1000;
+
+/// In podman's default network, as it makes it where nobody has made another (containers.conf(5), `default_subnet`).
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 88, 255, 250);
 
 /// A way to run it: words before `run`, words behind it, and what is to be said of it.
 type Way = (Vec<String>, Vec<String>, &'static str);
@@ -50,14 +54,22 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
     let candidate = |(more, flags, note): Way| {
         let mut command = globals.clone();
         command.extend(more);
-        command.extend(["run", "--rm", "--network", "none", "--pull=never"].map(str::to_owned));
+        command.extend(["run", "--rm", "--pull=never"].map(str::to_owned));
+        let mut until = Until::Exit;
+        match workload.http {
+            None => command.extend(["--network", "none"].map(str::to_owned)),
+            Some(port) => {
+                command.extend(["--network".to_owned(), "podman".to_owned(), "--ip".to_owned(), ADDRESS.to_string()]);
+                until = Until::Http((ADDRESS, port).into());
+            }
+        }
         command.extend(flags);
         command.extend(workload.entrypoint.iter().flat_map(|program| ["--entrypoint".to_owned(), program.clone()]));
         command.push(image.clone());
         command.extend(workload.words.iter().cloned());
         let mut notes = vec!["it alone has a seccomp filter, which is its default".to_owned()];
         notes.extend((!note.is_empty()).then(|| note.to_owned()));
-        let run = Run::Program { root: None, until: Until::Exit };
+        let run = Run::Program { root: None, until };
         Backend { kind: Kind::Podman, command, version: version.clone(), notes, beside: Vec::new(), run }
     };
     Ok(ways().into_iter().map(candidate).collect())

@@ -38,9 +38,14 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let all = report.backends.iter().filter(|one| one.main().is_some());
     let (boots, starts): (Vec<&Outcome>, Vec<&Outcome>) = all.partition(|one| one.is_boot);
     if !starts.is_empty() {
-        writeln!(out, "\n{bold}Start, to the first byte on stdout and to the end (ms){bold:#}")?;
+        let what = match report.http {
+            Some(_) => "Start, to the first answer of the server with status 200 (ms)",
+            None => "Start, to the first byte on stdout and to the end (ms)",
+        };
+        writeln!(out, "\n{bold}{what}{bold:#}")?;
         let against = format!("TO {}", report.baseline.unwrap_or("A CONTAINER").to_uppercase());
-        let head = ["BACKEND", "FIRST BYTE", "95% CI", "P95", "MIN", "END", "CPU", &against, ""];
+        let first = if report.http.is_some() { "FIRST 200" } else { "FIRST BYTE" };
+        let head = ["BACKEND", first, "95% CI", "P95", "MIN", "END", "CPU", &against, ""];
         let longest = starts.iter().filter_map(|one| one.main()).map(|figure| figure.median_ns).max().unwrap_or(1);
         let row = |one: &&Outcome| {
             let first = one.first_byte.as_ref();

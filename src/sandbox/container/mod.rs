@@ -200,7 +200,10 @@ fn watch(cgroup: &Cgroup) -> io::Result<(Child, UnixStream)> {
         command.pre_exec(move || {
             libc::dup2(fd, 3);
             // The one by which `spawn` would hear of an `exec` too: it takes its end for success.
-            libc::syscall(libc::SYS_close_range, 4, libc::c_uint::MAX, 0);
+            if libc::syscall(libc::SYS_close_range, 4, libc::c_uint::MAX, 0) != 0 {
+                // Before Linux 5.9: the next command has to do it.
+                libc::_exit(1);
+            }
             let mut byte = [0u8];
             while libc::read(3, byte.as_mut_ptr().cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
             let kill = libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);

@@ -190,8 +190,7 @@ fn resources(container: &Container, place: &Place) -> Value {
         resources["devices"] = json!([{ "allow": container.privileged, "access": "rwm" }]);
     }
     if let Some(bytes) = place.memory {
-        // As a VM has it: what does not fit is not swapped out.
-        resources["memory"] = json!({ "limit": bytes, "swap": bytes });
+        resources["memory"] = json!({ "limit": bytes });
     }
     if let Some(cpus) = place.cpus {
         resources["cpu"] = json!({ "quota": u64::from(cpus) * PERIOD_US, "period": PERIOD_US });
