@@ -43,14 +43,23 @@ pub fn main(marker: &str, files: &str) -> io::Result<()> {
         stop(&mut running);
         match line?.trim() {
             "stop" => say(STOPPED)?,
-            name => {
-                let name = name.to_owned();
-                running = Some(fork(|| perform(&name, files))?);
-            }
+            name => running = Some(start(name, files)?),
         }
     }
     stop(&mut running);
     Ok(())
+}
+
+/// Starts an attack. What the one before has left may take a moment to go.
+fn start(name: &str, files: &str) -> io::Result<i32> {
+    let mut tries = 1000;
+    loop {
+        match fork(|| perform(name, files)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries > 0 => tries -= 1,
+            started => return started,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Starts a process of which what it starts is known by its process group.
