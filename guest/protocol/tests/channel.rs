@@ -11,18 +11,20 @@ use coracle_protocol::{
 
 const PING: Message = Message::Ping(Ping { token: 1 });
 
-/// Says all of `script`, whatever the host says, and closes the connection when the host does.
+/// Says all of `script`, whatever the host says, which it hears meanwhile.
 fn agent(script: Vec<Frame>) -> UnixStream {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut hears = theirs.try_clone().unwrap();
+    std::thread::spawn(move || while let Ok(Some(_)) = read_frame(&mut hears) {});
     std::thread::spawn(move || {
         for frame in script {
             if write_frame(&mut theirs, &frame).is_err() {
                 return;
             }
         }
-        theirs.shutdown(std::net::Shutdown::Write).unwrap();
-        while let Ok(Some(_)) = read_frame(&mut theirs) {}
+        // The host may have gone.
+        let _ = theirs.shutdown(std::net::Shutdown::Write);
     });
     ours
 }
