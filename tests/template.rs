@@ -105,6 +105,11 @@ fn a_template_that_is_no_good_is_made_anew() {
     let (status, ..) = common::run(&mut user.command(&["template", "rm", "../kernel"]));
     assert_eq!(status, Some(125));
     assert!(cache("kernel").exists());
+    // Whoever can write there decides what guests are made of.
+    fs::set_permissions(user.cache.path().join("templates"), fs::Permissions::from_mode(0o777)).unwrap();
+    let (status, _, stderr) = common::run(&mut user.command(&["template", "warm"]));
+    assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
+    assert!(stderr.contains("mode 777: others may write there"), "{stderr}");
 }
 
 /// What can be seen from within a container, in lines that are the same in each, and then lines that are its own.

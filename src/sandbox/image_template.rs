@@ -68,7 +68,7 @@ pub struct Prepared {
 /// # Errors
 /// No template would fit these devices.
 pub fn find(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<Option<PathBuf>, Failure> {
-    let place = template::directory().join(key(shape, devices, prepared)?);
+    let place = template::own_directory()?.join(key(shape, devices, prepared)?);
     // Which one goes is decided by when each was last used.
     let used = File::open(place.join(ABOUT)).and_then(|about| about.set_modified(SystemTime::now()));
     Ok(used.is_ok().then_some(place))
@@ -80,7 +80,7 @@ pub fn find(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<Opti
 /// Starts cannot be counted.
 pub fn is_wanted(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<bool, Failure> {
     let system = |error: io::Error| no_template(error, NO_PLACE);
-    let counts = template::directory().join(COUNTS);
+    let counts = template::own_directory()?.join(COUNTS);
     fs::create_dir_all(&counts).map_err(system)?;
     let path = counts.join(key(shape, devices, prepared)?);
     let mut count = File::options().append(true).create(true).open(path).map_err(system)?;

@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Lines};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,13 +45,26 @@ pub fn directory() -> PathBuf {
     cache::directory().join("templates")
 }
 
+/// That directory, made if there is none, and of this user's or root's alone: who can write a template decides what the
+/// guests are that are made of it.
+pub(super) fn own_directory() -> Result<PathBuf, Failure> {
+    let all = directory();
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&all);
+    let found = made.and_then(|()| fs::metadata(&all)).map_err(|error| no_template(error, NO_PLACE))?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    if (owner != 0 && owner != rustix::process::geteuid().as_raw()) || mode & 0o022 != 0 {
+        let why = format!("{} is of user {owner} with mode {mode:o}: others may write there", all.display());
+        return Err(no_template(why, "`chmod go-w` that directory, or another CORACLE_CACHE"));
+    }
+    Ok(all)
+}
+
 /// The template for a VM of this shape with devices of these kinds: it is made if there is none.
 ///
 /// # Errors
 /// It cannot be made, or no template would fit these devices.
 pub fn obtain(shape: Shape, devices: &Devices) -> Result<PathBuf, Failure> {
-    let all = directory();
-    fs::create_dir_all(&all).map_err(|error| no_template(error, NO_PLACE))?;
+    let all = own_directory()?;
     let key = key(shape, devices)?;
     let place = all.join(&key);
     if place.exists() {
