@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use libc::{
     IFF_NO_PI, IFF_TAP, IFF_UP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4,
@@ -16,6 +18,9 @@ use libc::{
 use super::HEADER;
 
 const TUN: &str = "/dev/net/tun";
+/// How often a TAP that is busy is tried, and how long after one another.
+const BUSY_TRIES: u32 = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
 /// What a frame on this file looks like: Ethernet, a virtio header before it, no packet information.
 const FORMAT: c_int = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
 /// Offloads to try, from recent kernels to old ones: one unknown bit makes a kernel refuse all.
@@ -131,7 +136,7 @@ impl Tap {
         // With the privilege to do so, TUNSETIFF creates what it does not find.
         let index = index_of(&c_name).ok_or_else(|| NetError::Missing { name: owned() })?;
         request.ifr_ifru.ifru_flags = short(FORMAT);
-        interface_ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request).map_err(|source| refusal(name, source))?;
+        attach(&file, &mut request).map_err(|source| refusal(name, source))?;
         if index_of(&c_name) != Some(index) {
             // It was deleted in between and made anew by TUNSETIFF; closing the file takes that one away again.
             return Err(NetError::Missing { name: owned() });
@@ -154,7 +159,7 @@ impl Tap {
         let (mut request, _) = request(name)?;
         let file = open_tun()?;
         request.ifr_ifru.ifru_flags = short(FORMAT);
-        interface_ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request).map_err(|source| refusal(name, source))?;
+        attach(&file, &mut request).map_err(|source| refusal(name, source))?;
         // SAFETY: TUNSETPERSIST takes its argument by value.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETPERSIST, 1 as c_ulong) };
         check(result).map_err(|source| NetError::System { name: name.to_owned(), what: "TUNSETPERSIST", source })
@@ -288,6 +293,23 @@ fn open_tun() -> Result<File, NetError> {
         Some(libc::EACCES | libc::EPERM) => NetError::TunPermission,
         _ => NetError::NoTun { source },
     })
+}
+
+/// TUNSETIFF. A descriptor of the TAP that has just been closed may live on for a moment in a child that another thread has
+/// forked and that has not come to its `exec` yet: what is busy is tried again.
+fn attach(file: &File, request: &mut ifreq) -> io::Result<()> {
+    let wanted = *request;
+    let mut tries = BUSY_TRIES;
+    loop {
+        *request = wanted;
+        match interface_ioctl(file.as_raw_fd(), libc::TUNSETIFF, request) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries > 1 => {
+                tries -= 1;
+                thread::sleep(BUSY_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Why TUNSETIFF did not attach to the interface `name`.
