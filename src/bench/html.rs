@@ -186,18 +186,12 @@ fn circumstances(report: &Report) -> String {
         (false, true) => "interrupted by the user",
         (false, false) => "incomplete",
     };
+    let [machine, load] = host.facts();
     let mut facts = vec![
         format!("Coracle {}, {}, {state}", report.coracle, report.started),
         format!("{} ({})", report.image, report.image_id),
-        format!(
-            "{}; {}; {} CPUs; {} MiB; Linux {}",
-            host.description,
-            host.cpu,
-            host.cpus,
-            host.memory_kib / 1024,
-            host.kernel
-        ),
-        format!("load {:.2} before, {:.2} after", host.load_before, host.load_after),
+        machine,
+        load,
         format!("{} runs of each after {} to warm up, interleaved, seed {}", report.runs, report.warm_up, report.seed),
     ];
     if !host.governor.is_empty() {

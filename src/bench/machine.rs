@@ -5,6 +5,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 use std::thread::available_parallelism;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::vmm::host::{Host, Platform, Vendor};
@@ -37,7 +38,21 @@ pub struct Machine {
     pub load_after: f64,
 }
 
+/// The time, in UTC, to the second.
+pub fn now() -> String {
+    Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string()
+}
+
 impl Machine {
+    /// What a page says of it: what it is, and its load.
+    pub fn facts(&self) -> [String; 2] {
+        let Self { description, cpu, cpus, kernel, load_before, load_after, .. } = self;
+        [
+            format!("{description}; {cpu}; {cpus} CPUs; {} MiB; Linux {kernel}", self.memory_kib / 1024),
+            format!("load {load_before:.2} before, {load_after:.2} after"),
+        ]
+    }
+
     /// Looks at this one.
     pub fn look() -> Self {
         let host = Host::detect();

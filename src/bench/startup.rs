@@ -4,11 +4,9 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use jiff::Timestamp;
-
 use super::backend::{Backend, Failed, Kind, Sample, Workload, Workspace};
 use super::comparison::{Comparison, Earlier};
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::measure::Stopwatch;
 use super::report::{Outcome, Rate, Report, Run, SCHEMA, VERSION};
 use super::schedule::turns;
@@ -114,7 +112,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
     let mut report = Report {
         schema: SCHEMA,
         version: VERSION,
-        started: Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string(),
+        started: machine::now(),
         coracle: env!("CARGO_PKG_VERSION"),
         complete: false,
         interrupted,

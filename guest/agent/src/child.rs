@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 use rustix::thread::{ThreadNameSpaceType, Uid, move_into_thread_name_spaces};
 
-use crate::users::{self, Identity, Unknown};
+use crate::users::{self, Identity};
 use crate::workload::{Refusal, failed};
 use crate::{archive, credentials, init, news, orders, program, rootfs, sys, terminal, warm};
 
@@ -180,16 +180,7 @@ impl Users {
     }
 
     fn identify(&self, process: &Process) -> Result<Identity, Refusal> {
-        let user = || String::from_utf8_lossy(&process.user);
-        users::find(&process.user, &process.groups, &self.passwd, &self.group).map_err(|unknown| match unknown {
-            Unknown::User => (ErrorCode::FAILED, format!("user `{}` is not in the image's /etc/passwd", user())),
-            Unknown::Group => {
-                (ErrorCode::FAILED, format!("the group of `{}` is not in the image's /etc/group", user()))
-            }
-            Unknown::More(name) => {
-                let name = String::from_utf8_lossy(&name).into_owned();
-                (ErrorCode::FAILED, format!("group `{name}` is not in the image's /etc/group"))
-            }
-        })
+        users::find(&process.user, &process.groups, &self.passwd, &self.group)
+            .map_err(|unknown| (ErrorCode::FAILED, unknown.explain(&process.user)))
     }
 }

@@ -2,6 +2,7 @@
 //! Who a process runs as: `user[:group]` of an image's configuration, looked up in the image's own `passwd(5)` and
 //! `group(5)`, as Docker does.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -27,6 +28,19 @@ pub enum Unknown {
     Group,
     /// This name of another group is not in `/etc/group`.
     More(Vec<u8>),
+}
+
+impl Unknown {
+    /// For people; `wanted` is what was looked up.
+    #[must_use]
+    pub fn explain(&self, wanted: &[u8]) -> String {
+        let wanted = String::from_utf8_lossy(wanted);
+        match self {
+            Self::User => format!("user `{wanted}` is not in the image's /etc/passwd"),
+            Self::Group => format!("the group of `{wanted}` is not in the image's /etc/group"),
+            Self::More(name) => format!("group `{}` is not in the image's /etc/group", String::from_utf8_lossy(name)),
+        }
+    }
 }
 
 /// Looks `wanted` up, and `more` groups; empty is root. A number need not be in the files.

@@ -12,10 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use jiff::Timestamp;
-
 use self::report::{Report, SCHEMA, Started, Step, VERSION};
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use super::measure::nanoseconds;
 use crate::failure::Failure;
 use crate::sandbox::Agent;
@@ -89,7 +87,7 @@ pub fn run(plan: &Plan, containers: &Containers, tell: &mut dyn FnMut(&str)) -> 
     Ok(Report {
         schema: SCHEMA,
         version: VERSION,
-        began: Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string(),
+        began: machine::now(),
         coracle: env!("CARGO_PKG_VERSION"),
         image: plan.image.clone(),
         command: plan.command.clone(),

@@ -27,7 +27,6 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tempfile::TempDir;
 
 use self::catalogue::{Group as Part, KERNEL, Probe, Seen};
@@ -38,7 +37,7 @@ use self::report::{Cell, Control, Report, Row, SCHEMA, Sandbox, VERSION};
 use self::signal::Interrupt;
 use self::tenant::Tenant;
 use super::backend::{Failed, Workspace, mounted};
-use super::machine::Machine;
+use super::machine::{self, Machine};
 use crate::failure::Failure;
 use crate::image::{PullOptions, PullPolicy, Store};
 
@@ -138,7 +137,7 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(&str)) -> Result<Report, Failure> {
     let mut report = Report {
         schema: SCHEMA,
         version: VERSION,
-        started: Timestamp::now().round(jiff::Unit::Second).unwrap_or_default().to_string(),
+        started: machine::now(),
         coracle: env!("CARGO_PKG_VERSION"),
         complete: false,
         interrupted,

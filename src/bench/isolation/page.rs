@@ -128,18 +128,8 @@ fn details(row: &Row) -> String {
 
 fn circumstances(report: &Report) -> String {
     let host = &report.host;
-    let mut facts = vec![
-        format!("Coracle {}, {}", report.coracle, report.started),
-        format!(
-            "{}; {}; {} CPUs; {} MiB; Linux {}",
-            host.description,
-            host.cpu,
-            host.cpus,
-            host.memory_kib / 1024,
-            host.kernel
-        ),
-        format!("load {:.2} before, {:.2} after", host.load_before, host.load_after),
-    ];
+    let [machine, load] = host.facts();
+    let mut facts = vec![format!("Coracle {}, {}", report.coracle, report.started), machine, load];
     facts.extend(report.backends.iter().filter(|one| !one.command.is_empty()).map(|one| {
         // What is given to the probe is of no use to the reader.
         let words = one.command.iter().take_while(|word| *word != "look").cloned().collect::<Vec<_>>();

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use coracle_agent::users::{self, Identity, Unknown};
+use coracle_agent::users::{self, Identity};
 use coracle_protocol::{
     Container, Ended, EndedBy, ErrorCode, Process, Processes, Source, Start, Task, Upper, Usage, WindowSize,
 };
@@ -334,18 +334,8 @@ impl Host {
 
     fn identify(&self, process: &Process) -> Result<Identity, Refusal> {
         let file = |name: &str| rootfs::read_inside(&self.layers.merged, name);
-        let user = || String::from_utf8_lossy(&process.user);
-        let found = users::find(&process.user, &process.groups, &file("etc/passwd"), &file("etc/group"));
-        found.map_err(|unknown| match unknown {
-            Unknown::User => (ErrorCode::FAILED, format!("user `{}` is not in the image's /etc/passwd", user())),
-            Unknown::Group => {
-                (ErrorCode::FAILED, format!("the group of `{}` is not in the image's /etc/group", user()))
-            }
-            Unknown::More(name) => {
-                let name = String::from_utf8_lossy(&name).into_owned();
-                (ErrorCode::FAILED, format!("group `{name}` is not in the image's /etc/group"))
-            }
-        })
+        users::find(&process.user, &process.groups, &file("etc/passwd"), &file("etc/group"))
+            .map_err(|unknown| (ErrorCode::FAILED, unknown.explain(&process.user)))
     }
 }
 
