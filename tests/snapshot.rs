@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{CORACLE, Control, Guest, eventually, host, run};
 use coracle::sandbox::Agent;
@@ -120,6 +120,26 @@ fn main_path_clones_of_one_snapshot_are_machines_of_their_own() {
     random.sort();
     random.dedup();
     assert_eq!((count, random.len()), (6, 6), "{random:?}");
+}
+
+/// Nor is there anything for it to catch up with, which on PVM was work for each second.
+#[test]
+fn no_time_passes_for_a_snapshot() {
+    let folder = Folder::new();
+    let mut guest = folder.boot(&[]);
+    let began = Instant::now();
+    let before = uptime(&mut guest);
+    folder.snapshot("c.sock", &["--stop"]);
+    assert_eq!(guest.wait().0.code(), Some(103));
+    let ran = began.elapsed();
+    std::thread::sleep(Duration::from_secs(3));
+    let restored = Instant::now();
+    let mut clone = folder.restore("one", &[]);
+    let after = uptime(&mut clone);
+    let most = (ran + restored.elapsed()).as_secs_f64();
+    let passed = after - before;
+    assert!((0.0..most).contains(&passed), "{passed} s passed, of {most} s in which it can have run");
+    assert_eq!(clone.power_off(), 0);
 }
 
 #[test]
