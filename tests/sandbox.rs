@@ -106,13 +106,13 @@ fn sh(script: &str) -> Process {
 /// Without input, to the end.
 fn finish(mut running: Running) -> (u8, String, String) {
     drop(running.stdin.take());
-    let read = |mut stream: UnixStream| {
+    fn read(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<String> {
         thread::spawn(move || {
             let mut text = String::new();
             stream.read_to_string(&mut text).unwrap();
             text
         })
-    };
+    }
     let stdout = read(running.stdout.take().unwrap());
     let stderr = running.stderr.take().map(read);
     let ended = running.wait().unwrap();

@@ -136,7 +136,7 @@ fn pass_on(mut to: UnixStream) {
 }
 
 /// Copies to the end, as it comes. When nobody reads what we write, the process hears of it.
-fn copy(mut from: UnixStream, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
+fn copy(mut from: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> JoinHandle<()> {
     thread::spawn(move || {
         let mut buffer = vec![0; 64 << 10];
         loop {

@@ -2,7 +2,7 @@
 //! The agent in a guest, as the host speaks to it: processes are started, and then heard of.
 
 use std::hash::{BuildHasher, RandomState};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,8 +20,9 @@ use crate::vmm::clock::realtime_ns;
 use crate::vmm::devices::virtio::net::MacAddress;
 use crate::vmm::devices::virtio::rng::random;
 
-/// How long an agent may take for one step, such as mounting the image and starting a program.
-const STEP: Duration = Duration::from_secs(120);
+/// How long a guest may say nothing, at its start or at any step later. An emulated one needs ten seconds for the longest,
+/// and minutes where its host has much else to do; one that has ended is heard of at once.
+pub(super) const PATIENCE: Duration = Duration::from_secs(600);
 /// How long an agent may take to read what it is told meanwhile.
 const TOLD: Duration = Duration::from_secs(5);
 /// Messages beyond the answers to ours that an agent may send before the one that is waited for.
@@ -85,10 +86,45 @@ pub struct Running {
     /// What it writes, to the end. With a terminal that is all.
     pub stdout: Option<UnixStream>,
     /// What it writes of errors.
-    pub stderr: Option<UnixStream>,
+    pub stderr: Option<Errors>,
     /// For telling it things.
     pub handle: Handle,
     reader: UnixStream,
+    /// Errors that come once it has ended come no more.
+    awaited: Option<Awaited>,
+}
+
+/// What a process writes of errors, to the end. Its guest connects when there is something; reading waits for that, or for
+/// [`Running`] to see the process end, or to be dropped.
+#[derive(Debug)]
+pub struct Errors {
+    port: Port,
+    stream: Option<UnixStream>,
+}
+
+/// Ends a wait for a connection.
+#[derive(Debug)]
+struct Awaited(UnixListener);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        // What has connected by now is taken all the same.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Read);
+    }
+}
+
+impl Read for Errors {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let stream = match &mut self.stream {
+            Some(stream) => stream,
+            none => match self.port.listener.accept() {
+                Ok((stream, _)) => none.insert(stream),
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Ok(0),
+                Err(error) => return Err(error),
+            },
+        };
+        stream.read(buffer)
+    }
 }
 
 /// A way to tell a running process things, from any thread.
@@ -114,10 +150,12 @@ impl Agent {
     }
 
     fn connect_asking(vsock: &Path, requests: &[Message]) -> Result<Self, Failure> {
-        let connected = connect_hybrid_vsock(vsock, AGENT_PORT, STEP);
-        let stream = connected.map_err(|error| Failure::new("cannot reach the agent in the guest", error, LOOK))?;
+        let connected = connect_hybrid_vsock(vsock, AGENT_PORT, PATIENCE);
+        let unreached = |error: io::Error| Failure::new("cannot reach the agent in the guest", error, LOOK);
+        let stream = connected.map_err(|error| silent(&error).unwrap_or_else(|| unreached(error)))?;
         let channel = Channel::open_asking(stream, concat!("coracle ", env!("CARGO_PKG_VERSION")), requests);
-        let channel = channel.map_err(|error| Failure::new("cannot talk to the agent in the guest", error, LOOK))?;
+        let unheard = |error: CallError| Failure::new("cannot talk to the agent in the guest", error, LOOK);
+        let channel = channel.map_err(|error| error.io().and_then(silent).unwrap_or_else(|| unheard(error)))?;
         Ok(Self { channel, vsock: vsock.to_owned() })
     }
 
@@ -168,15 +206,17 @@ impl Agent {
             Err(CallError::Write(error)) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(too_long(program));
             }
-            Err(error) => return Err(lost(error).into()),
+            Err(error) => return Err(error.io().and_then(silent).unwrap_or_else(|| lost(error)).into()),
         }
         let (stream, process) = self.channel.into_parts();
         let prepared = stream.set_read_timeout(None).and_then(|()| stream.set_write_timeout(Some(TOLD)));
         let teller = prepared.and_then(|()| stream.try_clone()).map_err(lost)?;
+        let awaited = ports.stderr.as_ref().map(|port| port.listener.try_clone()).transpose().map_err(lost)?;
         Ok(Running {
             stdin: ports.stdin.map(Port::accept).transpose()?,
             stdout: ports.stdout.map(Port::accept).transpose()?,
-            stderr: ports.stderr.map(Port::accept).transpose()?,
+            stderr: ports.stderr.map(|port| Errors { port, stream: None }),
+            awaited: awaited.map(Awaited),
             handle: Handle(Arc::new(Teller { stream: Mutex::new(teller), process, told: AtomicU32::new(0) })),
             reader: stream,
         })
@@ -299,6 +339,12 @@ impl Running {
     /// # Errors
     /// The agent, or the whole guest, has gone.
     pub fn wait(&mut self) -> Result<Ended, Failure> {
+        let ended = self.hear_of_end();
+        self.awaited = None;
+        ended
+    }
+
+    fn hear_of_end(&mut self) -> Result<Ended, Failure> {
         let mut passed_over = 0;
         loop {
             let frame = read_frame(&mut self.reader).map_err(lost)?.ok_or_else(|| lost("it closed the connection"))?;
@@ -352,8 +398,24 @@ impl Teller {
 fn not_done(what: &str, error: CallError) -> Failure {
     match error {
         CallError::Refused(refused) => Failure::new(what, refused.message.as_str(), "`coracle ps`, to see what runs"),
-        error => lost(error),
+        error => error.io().and_then(silent).unwrap_or_else(|| lost(error)),
     }
+}
+
+/// A guest from which nothing is heard, if that is what the error of its socket says. The system's words for it are
+/// "Resource temporarily unavailable".
+pub(super) fn silent(error: &io::Error) -> Option<Failure> {
+    let passed = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+    passed.then(silence)
+}
+
+/// Nothing has been heard from a guest for as long as can be waited for.
+pub(super) fn silence() -> Failure {
+    let why =
+        format!("nothing was heard from it for {} s: it hangs, or this host has too much to do", PATIENCE.as_secs());
+    let advice =
+        "again when `uptime` tells of less load, with fewer VMs at once; else `coracle boot` to see its console";
+    Failure::new("the container's microVM does not answer", why, advice)
 }
 
 /// What is to be run, for messages.
@@ -394,6 +456,7 @@ impl Ports {
 }
 
 /// A port of the host's on which a guest's connection is awaited; its name is gone with it.
+#[derive(Debug)]
 struct Port {
     number: u32,
     listener: UnixListener,

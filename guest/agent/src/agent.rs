@@ -174,10 +174,7 @@ impl Agent {
             return;
         };
         if self.connections.len() < MAX_CONNECTIONS {
-            let mut connection = Connection::new(socket);
-            if connection.flush().is_ok() {
-                self.connections.push(connection);
-            }
+            self.connections.push(Connection::new(socket));
         } else {
             Connection::refuse(socket);
         }

@@ -42,6 +42,8 @@ pub struct Connection {
     socket: OwnedFd,
     decoder: Decoder,
     unsent: Vec<u8>,
+    /// The host has said something. The agent's greeting waits for that: together with the answer it is one packet.
+    heard: bool,
     greeted: bool,
     closing: bool,
     /// Processes that this connection is told the end of.
@@ -57,12 +59,13 @@ struct Started {
 }
 
 impl Connection {
-    /// Greets the host on `socket`, which does not block.
+    /// Will greet the host on `socket`, which does not block.
     pub fn new(socket: OwnedFd) -> Self {
         let mut connection = Self {
             socket,
             decoder: Decoder::new(),
             unsent: Vec::new(),
+            heard: false,
             greeted: false,
             closing: false,
             started: Vec::new(),
@@ -87,16 +90,18 @@ impl Connection {
 
     /// What the connection waits for.
     pub fn interest(&self) -> PollFlags {
-        if self.unsent.is_empty() { PollFlags::IN } else { PollFlags::OUT }
+        if self.unsent.is_empty() || !self.heard { PollFlags::IN } else { PollFlags::OUT }
     }
 
     /// Goes on after the socket became ready.
     pub fn advance(&mut self, guest: &mut Guest) -> Outcome {
-        if self.flush().is_err() {
-            return Outcome::Close;
-        }
-        if !self.unsent.is_empty() {
-            return Outcome::Continue;
+        if self.heard {
+            if self.flush().is_err() {
+                return Outcome::Close;
+            }
+            if !self.unsent.is_empty() {
+                return Outcome::Continue;
+            }
         }
         if self.closing {
             return Outcome::Close;
@@ -108,6 +113,7 @@ impl Connection {
             Err(Errno::AGAIN | Errno::INTR) => return Outcome::Continue,
             Err(_) => return Outcome::Close,
         };
+        self.heard = true;
         let outcome = self.take(chunk.get(..count).unwrap_or_default(), guest);
         match self.flush() {
             Ok(()) if self.closing && self.unsent.is_empty() => Outcome::Close,

@@ -24,8 +24,8 @@ pub struct Guest {
     container: Option<Running>,
     /// One that is made, and is nobody's yet.
     ahead: Option<Ahead>,
-    /// The mounts of one that was, which are left as they are.
-    mounts: Option<OwnedFd>,
+    /// The namespaces of one that was, which are left as they are.
+    namespaces: Vec<OwnedFd>,
     /// How often memory had run out by the time the last container ended.
     ooms: u64,
 }
@@ -72,7 +72,7 @@ impl Guest {
             (Some(container), None) if self.ahead.is_some() => {
                 let mut ahead = self.ahead.take().ok_or((ErrorCode::FAILED, "it has just ended".into()))?;
                 let cgroup = ahead.cgroup.take();
-                self.mounts = ahead.mounts.take();
+                self.namespaces = core::mem::take(&mut ahead.namespaces);
                 let workload = ahead.start(start, container, frame, progress)?;
                 let terminal = copy(workload.terminal.as_ref());
                 let running = Running { pid: workload.pid, cgroup, paused: false, terminal, lasting: false };
@@ -80,7 +80,7 @@ impl Guest {
             }
             (Some(container), None) => {
                 // Those of the container before this one have done their time.
-                self.mounts = None;
+                self.namespaces.clear();
                 let cgroup = workload::prepare(container)?;
                 let workload = workload::start(start, workload::Place::New(cgroup.as_ref()), progress)?;
                 let lasting = matches!(container.upper, Upper::Disk(_));

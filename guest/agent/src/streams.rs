@@ -7,8 +7,11 @@ use alloc::vec::Vec;
 
 use rustix::event::PollFlags;
 use rustix::fd::OwnedFd;
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::process::Pid;
+
+use crate::vsock;
 
 /// Bytes moved at once, and all that waits here: the reader's pace is the writer's.
 const CHUNK: usize = 32 << 10;
@@ -19,7 +22,7 @@ const MAX_LEFT: usize = 1 << 20;
 #[derive(Debug)]
 pub struct Stream {
     from: OwnedFd,
-    to: OwnedFd,
+    to: To,
     waiting: Vec<u8>,
     process: Pid,
     /// Which of the standard streams it is.
@@ -29,6 +32,34 @@ pub struct Stream {
     /// The guest has become a clone, which has none of the connections that it had: nothing is moved until there is
     /// another.
     cut_off: bool,
+}
+
+/// Where a stream goes.
+#[derive(Debug)]
+pub enum To {
+    /// There. It does not block.
+    Open(OwnedFd),
+    /// To this port of the host, once there is something to say: most programs have no errors, and a connection is tens of
+    /// thousands of the kernel's instructions.
+    Port(u32),
+}
+
+impl To {
+    /// The open end.
+    ///
+    /// # Errors
+    /// Those of the connection that is made for it.
+    fn open(&mut self) -> rustix::io::Result<&OwnedFd> {
+        if let Self::Port(port) = self {
+            let socket = vsock::connect(*port)?;
+            fcntl_setfl(&socket, OFlags::NONBLOCK)?;
+            *self = Self::Open(socket);
+        }
+        match self {
+            Self::Open(end) => Ok(end),
+            Self::Port(_) => Err(Errno::NOTCONN),
+        }
+    }
 }
 
 /// The standard streams.
@@ -45,7 +76,7 @@ pub enum Kind {
 impl Stream {
     /// Moves what comes from `from` to `to`, for this process to read.
     pub fn input(process: Pid, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { from, to, waiting: Vec::new(), process, kind: Kind::Input, left: None, cut_off: false }
+        Self { from, to: To::Open(to), waiting: Vec::new(), process, kind: Kind::Input, left: None, cut_off: false }
     }
 
     /// The same, of what the process writes.
@@ -54,8 +85,9 @@ impl Stream {
     }
 
     /// The same, of what it writes of errors.
-    pub fn errors(process: Pid, from: OwnedFd, to: OwnedFd) -> Self {
-        Self { kind: Kind::Errors, ..Self::input(process, from, to) }
+    pub fn errors(process: Pid, from: OwnedFd, to: To) -> Self {
+        let (waiting, kind) = (Vec::new(), Kind::Errors);
+        Self { from, to, waiting, process, kind, left: None, cut_off: false }
     }
 
     /// What the stream waits for, if for anything.
@@ -63,7 +95,10 @@ impl Stream {
         if self.cut_off {
             return None;
         }
-        Some(if self.waiting.is_empty() { (&self.from, PollFlags::IN) } else { (&self.to, PollFlags::OUT) })
+        match &self.to {
+            To::Open(to) if !self.waiting.is_empty() => Some((to, PollFlags::OUT)),
+            _ => Some((&self.from, PollFlags::IN)),
+        }
     }
 
     /// Whether it is this process that reads or writes at one end, through a standard stream.
@@ -78,7 +113,10 @@ impl Stream {
 
     /// Goes on with another socket of the host's, which does not block.
     pub fn reconnect(&mut self, socket: OwnedFd) {
-        *(if self.kind == Kind::Input { &mut self.from } else { &mut self.to }) = socket;
+        match self.kind {
+            Kind::Input => self.from = socket,
+            Kind::Output | Kind::Errors => self.to = To::Open(socket),
+        }
         self.cut_off = false;
     }
 
@@ -121,7 +159,7 @@ impl Stream {
                 Err(error) => return self.goes_on(error, self.kind == Kind::Input),
             }
         }
-        match rustix::io::write(&self.to, &self.waiting) {
+        match self.to.open().and_then(|to| rustix::io::write(to, &self.waiting)) {
             Ok(count) => {
                 drop(self.waiting.drain(..count));
                 Some(count)
@@ -183,6 +221,27 @@ mod tests {
         let mut text = std::string::String::new();
         host.read_to_string(&mut text).unwrap();
         assert_eq!(text, "before and after");
+    }
+
+    /// Nobody listens there: a clone before it is adopted is so, and so is one whose host has gone.
+    #[test]
+    fn errors_wait_for_a_socket_where_none_can_be_had() {
+        let (from, program) = pipe().unwrap();
+        let mut stream = Stream::errors(getpid(), from, To::Port(1));
+        assert!(stream.interest().is_some_and(|(_, flags)| flags == PollFlags::IN));
+        rustix::io::write(&program, b"failed").unwrap();
+        match stream.advance() {
+            true => assert!(stream.interest().is_none()),
+            // A kernel without vsock says something else.
+            false => return assert!(crate::vsock::listen(1).is_err()),
+        }
+        let (mut host, socket) = pair();
+        stream.reconnect(socket);
+        assert!(stream.advance());
+        drop((program, stream));
+        let mut text = std::string::String::new();
+        host.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "failed");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::child::{self, Its};
 use crate::guest::Running;
 use crate::news::{self, News};
-use crate::streams::Stream;
+use crate::streams::{Stream, To};
 use crate::sys::{self, Fork};
 use crate::{inserts, mounts, network, orders, rootfs, vsock};
 
@@ -52,9 +52,9 @@ pub struct Ahead {
     files: Vec<OwnedFd>,
     /// The container's.
     pub cgroup: Option<Cgroup>,
-    /// Its mounts, as long as this is open. The kernel takes them down before it tells of the end of the last process
-    /// that sees them, which is work for nothing in a guest that ends with it.
-    pub mounts: Option<OwnedFd>,
+    /// Its namespaces of mounts and of IPC, which are there as long as this is. Else the kernel takes them down while it
+    /// tells of the end of the last process in them, which is work for nothing in a guest that ends with it.
+    pub namespaces: Vec<OwnedFd>,
 }
 
 impl Ahead {
@@ -83,10 +83,13 @@ impl Ahead {
                 let child = Child { pid, pipes: Some(ours), news };
                 match news::read(&child.news, || {}) {
                     News::Waits => {
-                        let path = format!("/proc/{}/ns/mnt", pid.as_raw_nonzero());
-                        let mounts = open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+                        let namespace = |kind| {
+                            let path = format!("/proc/{}/ns/{kind}", pid.as_raw_nonzero());
+                            open(path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
+                        };
+                        let namespaces = ["mnt", "ipc"].into_iter().filter_map(namespace).collect();
                         let files = inserts::empty_files(&assembly.container).map_err(failed(NO_FILES))?;
-                        Ok(Self { assembly: assembly.clone(), child, orders, files, cgroup, mounts })
+                        Ok(Self { assembly: assembly.clone(), child, orders, files, cgroup, namespaces })
                     }
                     News::Refused(refusal) => Err(refusal),
                     News::Runs(_) | News::Silence => Err(child.given_up()),
@@ -271,11 +274,11 @@ fn pipes() -> Result<(Pipes, [OwnedFd; 3])> {
     Ok((Pipes { input, output, errors }, [its_input, its_output, its_errors]))
 }
 
-/// Connections to the host that do not block.
+/// Connections to the host that do not block, and the port for that of errors, which is made when there are any.
 struct Sockets {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
-    stderr: Option<OwnedFd>,
+    stderr: Option<u32>,
 }
 
 impl Sockets {
@@ -292,7 +295,7 @@ impl Sockets {
                 None => open(c"/dev/null", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(failed("cannot open /dev/null"))?,
             },
-            stderr: ports.stderr.map(|port| connect(port, "cannot connect stderr")).transpose()?,
+            stderr: ports.stderr,
         })
     }
 
@@ -300,7 +303,7 @@ impl Sockets {
     fn hand_over(self) -> Result<[OwnedFd; 3]> {
         let stdin =
             self.stdin.map_or_else(|| open(c"/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()), Ok)?;
-        let stderr = self.stderr.map_or_else(|| fcntl_dupfd_cloexec(&self.stdout, 3), Ok)?;
+        let stderr = self.stderr.map_or_else(|| fcntl_dupfd_cloexec(&self.stdout, 3), vsock::connect)?;
         let ends = [stdin, self.stdout, stderr];
         ends.iter().try_for_each(|end| fcntl_setfl(end, OFlags::empty()))?;
         Ok(ends)
@@ -313,7 +316,7 @@ impl Sockets {
         match (pipes, terminal) {
             (Some(pipes), _) => {
                 // Without a socket for it, errors go where the output goes.
-                let stderr = self.stderr.map_or_else(|| copy(&self.stdout), Ok)?;
+                let stderr = self.stderr.map_or_else(|| copy(&self.stdout).map(To::Open), |port| Ok(To::Port(port)))?;
                 streams.extend(self.stdin.map(|socket| Stream::input(pid, socket, pipes.input)));
                 streams.push(Stream::output(pid, pipes.output, self.stdout));
                 streams.push(Stream::errors(pid, pipes.errors, stderr));

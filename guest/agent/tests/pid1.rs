@@ -184,8 +184,8 @@ fn expect_error(stream: &mut UnixStream, id: u32, code: ErrorCode) {
 /// A connection on which `Hello` and `Ready` have been said.
 fn greeted(guest: &Guest) -> UnixStream {
     let mut stream = guest.connect();
-    assert!(matches!(read(&mut stream), (0, Message::Hello(hello)) if hello.versions == VERSIONS));
     write(&mut stream, 1, &Message::Hello(Hello { versions: VERSIONS, software: Text::new("test") }));
+    assert!(matches!(read(&mut stream), (0, Message::Hello(hello)) if hello.versions == VERSIONS));
     assert!(matches!(read(&mut stream), (1, Message::Ready(_))));
     stream
 }
@@ -291,9 +291,9 @@ fn nothing_but_hello_comes_first() {
 fn no_common_version_closes_the_connection() {
     let guest = Guest::start();
     let mut stream = guest.connect();
-    assert!(matches!(read(&mut stream), (0, Message::Hello(_))));
     let versions = Versions { oldest: VERSIONS.newest + 1, newest: u16::MAX };
     write(&mut stream, 2, &Message::Hello(Hello { versions, software: Text::new("a later host") }));
+    assert!(matches!(read(&mut stream), (0, Message::Hello(_))));
     expect_error(&mut stream, 2, ErrorCode::UNSUPPORTED_VERSION);
     assert_eq!(read_frame(&mut stream).unwrap(), None);
 }
@@ -303,8 +303,8 @@ fn garbage_ends_its_own_connection_only() {
     let mut channel = guest.open();
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xc1, 3, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xff], &[0xff; 5000]] {
         let mut stream = guest.connect();
-        assert!(matches!(read(&mut stream), (0, Message::Hello(_))));
         stream.write_all(garbage).unwrap();
+        assert!(matches!(read(&mut stream), (0, Message::Hello(_))));
         expect_error(&mut stream, 0, ErrorCode::MALFORMED);
         // The rest of the garbage is lost unread, which a unix socket reports as a reset.
         match stream.read(&mut [0]) {

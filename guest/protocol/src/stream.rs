@@ -123,6 +123,17 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
+impl CallError {
+    /// The stream's own error, if it was that.
+    #[must_use]
+    pub fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Read(ReadError::Io(error)) | Self::Write(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
 /// The host's end of a connection to an agent, one request at a time.
 ///
 /// A time limit on the stream bounds each read, not the whole answer. Where a guest that sends a byte now and then must

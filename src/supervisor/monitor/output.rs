@@ -2,7 +2,6 @@
 //! What the program writes: into the log, and to those that are attached.
 
 use std::io::Read;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -38,7 +37,7 @@ impl Output {
     }
 
     /// Copies all of a stream, at the pace of the slowest of those that are attached.
-    pub fn copy(&self, mut from: UnixStream, stream: Stream) {
+    pub fn copy(&self, mut from: impl Read + Send + 'static, stream: Stream) {
         let (monitor, log, copying) = (Arc::clone(&self.monitor), Arc::clone(&self.log), self.copying.clone());
         thread::spawn(move || {
             let _copying = copying;
