@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::agent::{Agent, NotRun, ProcessStart, Running};
+use super::agent::{Agent, NotRun, PATIENCE, ProcessStart, Running, silence};
 use super::image_template::{self, Prepared};
 use super::template;
 use crate::cache;
@@ -27,8 +27,6 @@ use crate::vmm::process::Vmm;
 use crate::vmm::snapshot::{Launch, MEMORY_FILE, RestoreConfig, STATE_FILE};
 use crate::vmm::stages::Stage;
 
-/// How long a guest may take to start. Emulated ones need ten seconds.
-pub(super) const START: Duration = Duration::from_secs(120);
 /// The guest's address on its vsock.
 const GUEST_CID: u64 = 3;
 
@@ -91,6 +89,17 @@ impl Stopper {
     pub fn stop(&self) {
         // A VMM that has gone needs no stopping.
         let _ = Request::Stop.send(&self.0);
+    }
+}
+
+/// What is left of a VM that has ended: its VMM gives back memory and interrupts, for which the kernel waits for grace
+/// periods. Dropping this waits for that.
+pub struct Remains(Vmm);
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        // One that cannot be waited for is gone.
+        let _ = self.0.wait();
     }
 }
 
@@ -211,10 +220,12 @@ impl MicroVm {
         self.vmm.pid()
     }
 
-    /// Ends it, and waits for that.
-    pub fn stop(mut self) {
+    /// Ends it, as if its power were cut, and waits until the guest does nothing any more.
+    pub fn stop(self) -> Remains {
         // One that has gone already needs no stopping.
-        let _ = Request::Stop.send(&self.vmm.control).and_then(|()| self.vmm.wait());
+        let _ = Request::Stop.send(&self.vmm.control);
+        while self.events.recv().is_ok_and(|event| ending(&event).is_none()) {}
+        Remains(self.vmm)
     }
 
     /// The VM has failed: what its VMM says counts more than what was seen of it here.
@@ -299,17 +310,14 @@ fn follow(vmm: &Vmm) -> Result<Receiver<Event>, Failure> {
 /// Waits until the VM has reached this stage.
 fn wait_for(events: &Receiver<Event>, stage: Stage) -> Result<(), Failure> {
     loop {
-        match events.recv_timeout(START) {
+        match events.recv_timeout(PATIENCE) {
             Ok(Event::Stage(mark)) if mark.stage == stage => return Ok(()),
             Ok(event) => {
                 if let Some(failure) = ending(&event) {
                     return Err(failure);
                 }
             }
-            Err(RecvTimeoutError::Timeout) => {
-                let why = format!("its agent said nothing for {} s", START.as_secs());
-                return Err(Failure::new("the container's microVM did not start", why, LOOK));
-            }
+            Err(RecvTimeoutError::Timeout) => return Err(silence()),
             Err(RecvTimeoutError::Disconnected) => {
                 let why = "coracle-vmm ended without a word";
                 return Err(Failure::new("the container's microVM did not start", why, "look at `dmesg`"));

@@ -15,10 +15,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use agent::{Agent, Handle, NotRun, ProcessStart, Running};
+pub use agent::{Agent, Errors, Handle, NotRun, ProcessStart, Running};
 pub use container::{Ground, NamespaceContainer};
 pub use image_template::Prepared;
-pub use microvm::{Devices, LEAST_MEMORY_MIB, MicroVm, Shape, Templates};
+pub use microvm::{Devices, LEAST_MEMORY_MIB, MicroVm, Remains, Shape, Templates};
 pub use spec::{Overrides, ProcessSpec};
 
 use crate::failure::Failure;
@@ -130,11 +130,14 @@ impl Sandbox {
         }
     }
 
-    /// Ends it, and waits for that.
-    pub fn stop(self) {
+    /// Ends it, and waits for that; what a VMM still has to give back is waited for when its remains are dropped.
+    pub fn stop(self) -> Option<Remains> {
         match self {
-            Self::MicroVm(vm) => vm.stop(),
-            Self::Container(container) => container.stop(),
+            Self::MicroVm(vm) => Some(vm.stop()),
+            Self::Container(container) => {
+                container.stop();
+                None
+            }
         }
     }
 

@@ -17,9 +17,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::agent::Agent;
+use super::agent::{Agent, PATIENCE, silent};
 use super::image_template::About;
-use super::microvm::{Devices, START, Shape, ending, machine};
+use super::microvm::{Devices, Shape, ending, machine};
 use crate::cache;
 use crate::failure::Failure;
 use crate::file_lock;
@@ -232,7 +232,7 @@ pub(super) fn snapshot_of(
     new: &NewSnapshot,
 ) -> Result<(), Failure> {
     let system = |error: std::io::Error| no_template(error, NO_PLACE);
-    vmm.control.set_read_timeout(Some(START)).map_err(system)?;
+    vmm.control.set_read_timeout(Some(PATIENCE)).map_err(system)?;
     let control = vmm.control.try_clone().map_err(system)?;
     let mut talk = Talk { vmm: &control, lines: BufReader::new(&control).lines() };
     talk.reach(stage)?;
@@ -325,7 +325,7 @@ impl Talk<'_> {
     fn line(&mut self) -> Result<String, Failure> {
         match self.lines.next() {
             Some(Ok(line)) => Ok(line),
-            Some(Err(error)) => Err(no_template(error, LOOK)),
+            Some(Err(error)) => Err(silent(&error).unwrap_or_else(|| no_template(error, LOOK))),
             None => Err(no_template("coracle-vmm ended without a word", "look at `dmesg`")),
         }
     }

@@ -37,7 +37,7 @@ struct Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         if let Some(vm) = self.vm.take() {
-            vm.stop();
+            drop(vm.stop());
         }
         shares::end(&self.container);
         remove_sockets(&self.sockets);

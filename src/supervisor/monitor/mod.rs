@@ -35,7 +35,8 @@ use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
-    Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, Stopper,
+    Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Remains, Running, Sandbox,
+    Stopper,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -136,9 +137,10 @@ impl Monitor {
             error: String::new(),
             ..before.clone()
         };
+        let mut remains = None;
         let (reply, outcome) = match self.start(&mut state, before.started.is_none()) {
             Ok(started) => {
-                let outcome = self.follow(started);
+                let outcome = self.follow(started, &mut remains);
                 let exit = outcome.as_ref().copied().unwrap_or(Exit { status: KILLED, out_of_memory: false });
                 let error = outcome.as_ref().err().map(|failure| failure.why.clone()).unwrap_or_default();
                 state = State { exit, error, ..state.ended() };
@@ -159,6 +161,7 @@ impl Monitor {
         // Who hears of the end may start it again at once.
         drop(held);
         self.end(reply);
+        drop(remains);
         let maker = self.maker.lock().expect("no thread panics while it holds this").take();
         if maker.is_some_and(|maker| maker.join().is_err()) {
             log::warn!("the making of a template has failed");
@@ -253,21 +256,19 @@ impl Monitor {
     }
 
     /// From there to its end.
-    fn follow(self: &Arc<Self>, started: Started) -> Result<Exit, Failure> {
+    fn follow(self: &Arc<Self>, started: Started, remains: &mut Option<Remains>) -> Result<Exit, Failure> {
         let Started { sandbox, mut process, connected, serving } = started;
         let path = self.container.log();
         let kept = (self.container.config.log == LogDriver::JsonFile).then_some(&*path);
         let output = Output::open(Arc::clone(self), kept)?;
         self.enter(Phase::Running(process.handle.clone(), sandbox.stopper()?));
         self.clients.tell(&Reply::Started, None);
-        for (from, stream) in [(process.stdout.take(), Stream::Stdout), (process.stderr.take(), Stream::Stderr)] {
-            if let Some(from) = from {
-                output.copy(from, stream);
-            }
-        }
+        process.stdout.take().into_iter().for_each(|from| output.copy(from, Stream::Stdout));
+        process.stderr.take().into_iter().for_each(|from| output.copy(from, Stream::Stderr));
         let ended = process.wait().map_err(|failure| sandbox.gone(failure));
         output.finish(FAREWELL);
-        sandbox.stop();
+        // Nobody waits for a VMM where no container is left that could start again, and no directory that it shared.
+        *remains = sandbox.stop().filter(|_| self.container.config.remove && serving.is_empty());
         drop(serving);
         // Ports are free again before anybody hears of the end.
         drop(connected);
