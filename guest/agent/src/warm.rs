@@ -51,6 +51,10 @@ pub fn up(program: &[u8], path: &[u8]) {
     };
     let memory = rustix::system::sysinfo();
     let mut left = memory.totalram.saturating_mul(memory.mem_unit.into()) / PART_OF_MEMORY;
+    // The agent's own pages are those that `exec` takes down.
+    if let Ok(own) = open(b"/proc/self/exe") {
+        read_ahead(&own, &mut left);
+    }
     let mut files = vec![program];
     let mut next = 0;
     while let Some(path) = files.get(next).cloned()
