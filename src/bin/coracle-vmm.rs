@@ -81,7 +81,9 @@ fn from_file(path: &Path) -> Result<Launch, Failure> {
     let text = std::fs::read_to_string(path).map_err(|error| {
         Failure::new(format!("cannot read {}", path.display()), error, "the path of a configuration file")
     })?;
-    parse(&text)
+    let mut launch = parse(&text)?;
+    launch.without_owner();
+    Ok(launch)
 }
 
 fn parse(text: &str) -> Result<Launch, Failure> {

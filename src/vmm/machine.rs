@@ -111,10 +111,10 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     assemble(config, Some(kernel), command_line.to_string(), host, attached, wired, ram, stages, news)
 }
 
-/// Starts the threads of a VM that is ready to run, and holds them.
+/// Locks this process up, starts the threads of a VM that is ready to run, and holds them.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// There is no jail or no thread to be had.
 #[allow(clippy::too_many_arguments, reason = "each is a part of the machine, moved into it")]
 pub(super) fn assemble(
     config: MachineConfig,
@@ -131,6 +131,7 @@ pub(super) fn assemble(
     if let Some(Ok(counters)) = vcpus.first().map(VcpuStats::open) {
         stages.count_with(counters);
     }
+    config.jail.enter(attached.handles.vsock.as_deref())?;
     let buses = [Arc::new(attached.ports), Arc::new(mmio)];
     let failed = Arc::<OnceLock<Box<Failed>>>::default();
     let exit = attached.exit;
