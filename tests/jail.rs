@@ -5,9 +5,13 @@ mod common;
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use common::home::Home;
-use common::{Guest, eventually};
+use common::{Guest, cache, eventually, host, kernel};
+
+/// Somebody without rights.
+const USER: u32 = 60777;
 
 /// A field of `/proc/PID/status`.
 fn status(pid: u32, name: &str) -> String {
@@ -87,4 +91,33 @@ fn containers_have_different_users_and_do_not_see_their_monitors_socket() {
     assert_ne!(users[0], users[1]);
     home.ok(&["rm", "-f", "one", "two"]);
     assert_eq!((home.left(), home.containers()), (0, 0));
+}
+
+#[test]
+fn without_root_it_is_the_same_but_for_the_user() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    std::os::unix::fs::chown(folder.path(), Some(USER), Some(USER)).unwrap();
+    host("mknod", &["-m", "666", &place("kvm"), "c", "10", "232"]);
+    // What the user runs may lie where it does not see it.
+    let program = env!("CARGO_BIN_EXE_coracle");
+    let mut script = format!("set -e; mount --bind {} /dev/kvm;", place("kvm"));
+    let [kernel, initrd] = [kernel(), cache("guest/console.cpio")].map(|path| path.display().to_string());
+    let vmm = env!("CARGO_BIN_EXE_coracle-vmm");
+    for (name, file) in [("kernel", &*kernel), ("initrd", &*initrd), ("coracle", program), ("coracle-vmm", vmm)] {
+        fs::write(place(name), "").unwrap();
+        script.push_str(&format!("mount --bind '{file}' {};", place(name)));
+    }
+    script.push_str("exec setpriv --reuid=60777 --regid=60777 --clear-groups \"$0\" boot \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation=private", "sh", "-c", &script, &place("coracle"), &place("kernel")]);
+    command.args(["--initrd", &place("initrd"), "--vsock", &place("vsock")]);
+    let mut guest = Guest::spawn(&mut command);
+    guest.log_in();
+    let pid = guest.vmm_pid();
+    eventually("the filter is there", || (status(pid, "Seccomp") == "2").then_some(()));
+    assert_eq!((status(pid, "Uid"), status(pid, "CapEff")), ([USER.to_string().as_str(); 4].join(" "), "0".repeat(16)));
+    assert_eq!(root(pid), fs::canonicalize(folder.path()).unwrap());
+    assert_eq!(guest.power_off(), 0);
+    assert!(!folder.path().join("vsock").exists());
 }

@@ -44,6 +44,7 @@ fn start(owner: &mut Option<Connection>, started: u64) -> Result<u8, Failure> {
         [_, flag, path] if flag == "--config" => from_file(Path::new(path))?,
         _ => return Err(Failure::new("cannot start", "arguments are missing or unknown", USAGE)),
     };
+    launch.jail().prepare();
     let news = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map(Arc::new);
     let news = news.map_err(|error| Failure::new("cannot start", error, "raise the limit of open files"))?;
     let stages = Arc::new(Stages::new(launch.launched_ns().or(Some(started)), Arc::clone(&news)));

@@ -1,6 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-use seccompiler::apply_filter;
-
 use super::*;
 
 /// What came of a system call behind the filter.
@@ -14,11 +12,11 @@ enum Outcome {
 
 /// Makes one system call in a process of its own that has the filter.
 fn call(extra: Extra, words: [i64; 5]) -> Outcome {
-    let programs = [paths(extra).unwrap(), calls(extra).unwrap()];
+    let program = program(extra).unwrap();
     // SAFETY: after the fork the child makes system calls only, on memory that is there, and leaves by `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let filtered = programs.iter().all(|program| apply_filter(program).is_ok());
+        let filtered = apply(&program, 0).is_ok();
         let [number, a, b, c, d] = words;
         // SAFETY: each case's arguments are valid for its call, or meant to be refused before they are looked at.
         let result = unsafe { libc::syscall(number, a, b, c, d, -1, 0) };
@@ -63,7 +61,7 @@ fn what_a_vmm_does_is_allowed() {
         assert_eq!(call(NEITHER, words), Outcome::Done, "{words:?}");
     }
     // Not KVM's descriptor, but that is for the kernel to say.
-    let run = i64::try_from(kvm::<()>(_IOC_NONE, 0x80)).unwrap();
+    let run = i64::from(kvm::<()>(_IOC_NONE, 0x80));
     assert_eq!(call(NEITHER, [libc::SYS_ioctl, -1, run, 0, 0]), Outcome::Errno(libc::EBADF));
     assert_eq!(call(BOTH_EXTRAS, [libc::SYS_socket, unix, i64::from(libc::SOCK_STREAM), 0, 0]), Outcome::Done);
     assert_eq!(call(BOTH_EXTRAS, [libc::SYS_unlink, address(NONE), 0, 0, 0]), Outcome::Errno(libc::ENOENT));
@@ -92,7 +90,7 @@ fn anything_else_ends_the_process() {
     let code = i64::from(libc::PROT_READ | libc::PROT_EXEC);
     let private = i64::from(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     let (unix, stream) = (i64::from(libc::AF_UNIX), i64::from(libc::SOCK_STREAM));
-    let memory = i64::try_from(kvm::<kvm_bindings::kvm_userspace_memory_region>(_IOC_WRITE, 0x46)).unwrap();
+    let memory = i64::from(kvm::<kvm_bindings::kvm_userspace_memory_region>(_IOC_WRITE, 0x46));
     let dumpable = i64::from(libc::PR_SET_DUMPABLE);
     let neither = [
         [libc::SYS_execve, address(ROOT), 0, 0, 0],

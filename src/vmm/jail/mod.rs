@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a guest that has broken into its VMM finds there: nothing to open, nobody's rights, few system calls.
 //!
-//! Two steps, both after everything has been opened and before the guest's first instruction. [`Jail::enter`] takes away
-//! files and rights, while there is one thread, since the kernel keeps them for each; [`Jail::close`] filters the system
-//! calls of all threads, once there are all of them.
+//! [`Jail::prepare`] gets who is not root a user namespace, first of all. Once everything has been opened,
+//! [`Jail::enter`] takes away files and rights, while there is one thread, since the kernel keeps them for each, and
+//! [`Jail::close`] filters the system calls of all threads, once there are all of them.
 //!
 //! | started by | root directory | user | system calls |
 //! |---|---|---|---|
 //! | root | the vsock's directory, or an empty one | one of its own, without capabilities | see [`filter`] |
-//! | others | as it was, but nothing can be opened | as it was | the same |
+//! | others | the same, where they may have user namespaces | as it was, without capabilities | the same |
 
 pub mod filter;
 mod rights;
@@ -34,6 +34,17 @@ pub enum Jail {
 }
 
 impl Jail {
+    /// Makes it possible to change the root directory without being root: in a user namespace, where this user is all that
+    /// there is. A host that gives nobody one has the rest of the jail. This process must have no other threads.
+    pub fn prepare(self) {
+        if self == Self::Full
+            && !rights::is_root()
+            && let Err(error) = rights::own_namespace()
+        {
+            log::info!("the VMM keeps its root directory, since it gets no user namespace: {error}");
+        }
+    }
+
     /// Takes files and rights away from this process, which must have no other threads. `vsock` is where its guest's
     /// connections go.
     ///
@@ -46,15 +57,16 @@ impl Jail {
         if let Some(endpoint) = vsock {
             endpoint.enter_directory().map_err(|error| not_locked("entering the vsock's directory", error))?;
         }
-        if !rights::is_root() {
-            return Ok(());
-        }
+        let root = rights::is_root();
         if self == Self::Full {
-            let directory = vsock.map(Endpoint::directory);
-            rights::change_root(directory).map_err(|error| not_locked("changing the root directory", error))?;
+            match rights::change_root(vsock.map(Endpoint::directory)) {
+                Err(error) if !root && error.kind() == io::ErrorKind::PermissionDenied => {}
+                other => other.map_err(|error| not_locked("changing the root directory", error))?,
+            }
         }
         let keeps_files = vsock.is_some() || self == Self::Alone;
-        rights::give_up(keeps_files).map_err(|error| not_locked("giving up root's rights", error))
+        let given_up = if root { rights::give_up(keeps_files) } else { rights::drop_capabilities() };
+        given_up.map_err(|error| not_locked("giving up rights", error))
     }
 
     /// Filters the system calls of all threads of this process. The guest may connect to the host's unix sockets where it

@@ -6,7 +6,7 @@
 //! leave the file system's user alone.
 
 use std::ffi::c_long;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -68,7 +68,30 @@ pub fn give_up(keeps_files: bool) -> io::Result<()> {
             libc::syscall(libc::SYS_setfsuid, 0);
         }
     }
+    drop_capabilities()
+}
+
+/// Leaves this thread no capabilities.
+///
+/// # Errors
+/// The system's.
+pub fn drop_capabilities() -> io::Result<()> {
     capabilities(0)
+}
+
+/// Moves this process into a user namespace in which there is its user alone, and that has all capabilities there
+/// (user_namespaces(7)).
+///
+/// # Errors
+/// The system's: `EPERM` and `ENOSPC` where the administrator allows none.
+pub fn own_namespace() -> io::Result<()> {
+    // SAFETY: both take nothing and cannot fail.
+    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    // SAFETY: it takes a number.
+    done(unsafe { libc::unshare(libc::CLONE_NEWUSER) }.into())?;
+    fs::write("/proc/self/setgroups", "deny")?;
+    fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+    fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
 fn become_user(id: u32) -> io::Result<()> {

@@ -144,6 +144,14 @@ impl Launch {
         }
     }
 
+    /// How the VM's process is locked up.
+    pub fn jail(&self) -> Jail {
+        match self {
+            Self::Boot(config) => config.jail,
+            Self::Restore(config) => config.jail,
+        }
+    }
+
     /// Has the VM's process remove its sockets itself, since there is no owner to do so.
     pub fn without_owner(&mut self) {
         let jail = match self {
