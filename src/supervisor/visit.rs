@@ -12,7 +12,7 @@ use super::record::State;
 use crate::failure::Failure;
 use crate::image::{ImageError, Store};
 use crate::sandbox::{
-    Agent, Devices, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, capabilities,
+    self, Agent, Devices, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, capabilities,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -92,8 +92,8 @@ fn boot(
                 written,
                 nets: Vec::new(),
                 shares: visit._serving.iter().map(Virtiofsd::config).collect(),
-                vsock: visit.sockets.join("vsock"),
-                control: visit.sockets.join("control"),
+                vsock: sandbox::vsock(&visit.sockets),
+                control: sandbox::control(&visit.sockets),
                 privileged: config.surroundings.privileged,
             };
             Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates(), None)?)

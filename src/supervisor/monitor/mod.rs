@@ -35,8 +35,8 @@ use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
-    Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Remains, Running, Sandbox,
-    Stopper,
+    self, Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Remains, Running,
+    Sandbox, Stopper,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -56,6 +56,8 @@ struct Monitor {
     clients: Clients,
     /// Where its agent is reached.
     vsock: PathBuf,
+    /// Where its VMM is asked.
+    control: PathBuf,
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
     /// Makes a template of the image for those that come later.
@@ -101,7 +103,8 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         phase: Mutex::new(Phase::Starting(None)),
         changed: Condvar::new(),
         clients: Clients::default(),
-        vsock: sockets.join("vsock"),
+        vsock: sandbox::vsock(&sockets),
+        control: sandbox::control(&sockets),
         input: Mutex::default(),
         maker: Mutex::default(),
         size: Mutex::default(),
@@ -200,7 +203,7 @@ impl Monitor {
                     nets: connected.iter().map(Attachment::config).collect(),
                     shares: serving.iter().map(Virtiofsd::config).collect(),
                     vsock: self.vsock.clone(),
-                    control: state.sockets.join("control"),
+                    control: self.control.clone(),
                     privileged: config.surroundings.privileged,
                 };
                 Sandbox::MicroVm(match &origin {
@@ -446,7 +449,9 @@ pub(super) fn make_socket_directory(container: &Container) -> Result<PathBuf, Fa
     let base = directory.parent().unwrap_or(&directory);
     // What a killed monitor left is nobody's: we hold the container's lock.
     remove_sockets(&directory);
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    let mut all = sandbox::vsock(&directory);
+    all.pop();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&all);
     made.and_then(|()| check_owner(base)).map_err(|error| no_sockets(&directory, error))?;
     Ok(directory)
 }
