@@ -58,6 +58,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
             "its configuration goes through its control socket; 1 vCPU, 128 MiB, the image's disk, vsock".to_owned(),
         ],
         beside: Vec::new(),
+        way: 0,
         run: Run::Guest(Box::new(guest)),
     }])
 }
@@ -117,6 +118,7 @@ impl Guest {
                 first_byte_ns,
                 exit_ns: Some(exit_ns),
                 cpu_ns: None,
+                read_bytes: None,
                 marks,
                 started_ns: Some(started_ns),
             }),

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 use coracle::bench::comparison::Change;
-use coracle::bench::report::{Outcome, Report, Step};
+use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD};
 use coracle::bench::statistics::Summary;
 
 use super::super::units;
@@ -68,6 +68,14 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
             [&[one.name.to_owned()][..], &spread(one.ready.as_ref()), &[middle(one.cpu.as_ref()), ratio(one)]].concat()
         };
         units::table(out, &head, &boots.iter().map(row).collect::<Vec<_>>())?;
+    }
+    let weighed: Vec<&Outcome> = report.backends.iter().filter(|one| one.has_weight()).collect();
+    if !weighed.is_empty() {
+        writeln!(
+            out,
+            "\n{bold}What all processes take while the program sleeps, and ask of the host in one run{bold:#}"
+        )?;
+        units::table(out, &WEIGHT_HEAD, &weighed.iter().map(|one| one.weight_cells().to_vec()).collect::<Vec<_>>())?;
     }
     if !report.waterfall.is_empty() {
         writeln!(out, "\n{bold}Stages of coracle-vmm, cold{bold:#}")?;
