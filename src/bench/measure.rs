@@ -28,10 +28,12 @@ const KEPT: usize = 4096;
 const ASKED: u32 = 4;
 /// How often it is looked whether a server has answered.
 const ASKED_ABOUT: Duration = Duration::from_millis(5);
-/// How long a server may take to accept a connection, and to answer.
+/// How long a server may take to answer.
 const ANSWERING: Duration = Duration::from_secs(5);
 /// Least time between two attempts.
 const BETWEEN: Duration = Duration::from_millis(1);
+/// So many times as long as lies between two may an attempt take: a packet that got lost is sent again after a second only.
+const HANDSHAKE: u32 = 8;
 /// This part of the time that has passed lies between two attempts: to refuse a connection is work for a slow guest.
 const PART: u32 = 64;
 /// How long what a program has left running may go on.
@@ -269,7 +271,7 @@ fn reach(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     while poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&timespec(patience)))? == 0 {
         if is_unknown(address) {
             forget(address, &socket);
-        } else if begun.elapsed() < ANSWERING {
+        } else if begun.elapsed() < patience * HANDSHAKE {
             continue;
         }
         return Err(io::ErrorKind::TimedOut.into());
