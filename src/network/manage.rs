@@ -258,7 +258,7 @@ pub(super) fn position(networks: &[Network], text: &str, what: &str) -> Result<u
 }
 
 pub(super) fn missing(what: &str, text: &str) -> Failure {
-    Failure::new(what, "there is no such network", format!("`coracle network create {text}`; `coracle network ls`"))
+    Failure::new(what, "there is no such network", "`coracle network ls`; `coracle network create` makes one")
 }
 
 /// Removes a network, by name or ID.

@@ -23,6 +23,7 @@ use crate::vmm::devices::virtio::block::BlockConfig;
 use crate::vmm::devices::virtio::fs::FsConfig;
 use crate::vmm::devices::virtio::net::{MacAddress, NetConfig};
 use crate::vmm::devices::virtio::vsock::VsockConfig;
+use crate::vmm::jail::Jail;
 use crate::vmm::process::Vmm;
 use crate::vmm::snapshot::{Launch, MEMORY_FILE, RestoreConfig, STATE_FILE};
 use crate::vmm::stages::Stage;
@@ -251,6 +252,7 @@ pub(super) fn restore(template: &Path, devices: &Devices) -> RestoreConfig {
         launched_ns: None,
         sample_interval_us: None,
         control: Some(devices.control.clone()),
+        jail: Jail::Full,
     }
 }
 

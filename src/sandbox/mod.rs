@@ -11,7 +11,7 @@ pub mod spec;
 pub mod template;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,12 @@ pub use microvm::{Devices, LEAST_MEMORY_MIB, MicroVm, Shape, Templates};
 pub use spec::{Overrides, ProcessSpec};
 
 use crate::failure::Failure;
+
+/// Where a container's agent is reached, of the directory of its sockets: in a directory of its own, the only one that its
+/// VMM still sees once the guest runs.
+pub fn vsock(sockets: &Path) -> PathBuf {
+    sockets.join("vm/vsock")
+}
 
 /// What is between a container and its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

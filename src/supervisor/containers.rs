@@ -261,7 +261,7 @@ impl Container {
 
     /// Its VM's vsock while it runs.
     pub fn vsock(state: &State) -> PathBuf {
-        state.sockets.join("vsock")
+        sandbox::vsock(&state.sockets)
     }
 
     /// How it is. One that lost its monitor is settled first.

@@ -12,7 +12,7 @@ use super::record::State;
 use crate::failure::Failure;
 use crate::image::{ImageError, Store};
 use crate::sandbox::{
-    Agent, Devices, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, capabilities,
+    self, Agent, Devices, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, capabilities,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -92,7 +92,7 @@ fn boot(
                 written,
                 nets: Vec::new(),
                 shares: visit._serving.iter().map(Virtiofsd::config).collect(),
-                vsock: visit.sockets.join("vsock"),
+                vsock: sandbox::vsock(&visit.sockets),
                 control: visit.sockets.join("control"),
                 privileged: config.surroundings.privileged,
             };

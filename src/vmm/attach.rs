@@ -22,7 +22,7 @@ use super::devices::virtio::fs::Fs;
 use super::devices::virtio::net::{Net, NetBackend};
 use super::devices::virtio::pmem::Pmem;
 use super::devices::virtio::rng::Rng;
-use super::devices::virtio::vsock::Vsock;
+use super::devices::virtio::vsock::{Endpoint, Vsock};
 use super::layout::{ACPI_SLEEP_CONTROL_PORT, BOOT_TIMER_PORT, HOST_CLOCK_PORT, PVPANIC_PORT, SERIAL_GSI, SERIAL_PORT};
 use super::stages::{Stage, Stages};
 use crate::failure::Failure;
@@ -55,6 +55,8 @@ pub struct Handles {
     pub balloon: Option<BalloonHandle>,
     /// The virtio console, where there is one.
     pub console: Option<ConsoleHandle>,
+    /// The host's end of the vsock, where there is one.
+    pub vsock: Option<Arc<Endpoint>>,
 }
 
 impl Attached {
@@ -80,12 +82,13 @@ impl Attached {
             let device = Net::open(net).map_err(|error| Failure::new(what(), &error, error.try_next()))?;
             virtio.push(Box::new(device));
         }
+        let mut handles = Handles::default();
         if let Some(vsock) = &config.vsock {
             let what = || format!("cannot make the vsock at {}", vsock.path.display());
             let device = Vsock::open(vsock).map_err(|error| Failure::new(what(), error, "another path for --vsock"))?;
+            handles.vsock = Some(device.endpoint());
             virtio.push(Box::new(device));
         }
-        let mut handles = Handles::default();
         if config.rng {
             virtio.push(Box::new(Rng::new()));
         }

@@ -11,6 +11,7 @@ use super::devices::virtio::fs::FsConfig;
 use super::devices::virtio::net::NetConfig;
 use super::devices::virtio::pmem::PmemConfig;
 use super::devices::virtio::vsock::VsockConfig;
+use super::jail::Jail;
 use crate::failure::Failure;
 
 /// Most vCPUs of a VM; the bundled guest kernel is built for as many.
@@ -98,6 +99,9 @@ pub struct MachineConfig {
     /// Where others than the owner can connect to the control socket.
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// How the process is locked up.
+    #[serde(default)]
+    pub jail: Jail,
 }
 
 fn yes() -> bool {

@@ -71,8 +71,6 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     config.check()?;
     let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
     let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
-    let host = Host::detect();
-    let mut attached = Attached::open(&config, &stages)?;
     let ram = memory::allocate(config.memory_mib << 20).map_err(|error| {
         let what = format!("cannot give the guest {} MiB of memory", config.memory_mib);
         Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
@@ -80,18 +78,23 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
 
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
 
-    // KVM waits for grace periods when it is given memory and buses, while nothing uses this CPU: the kernel is
-    // copied meanwhile.
-    let (loaded, wired) = thread::scope(|scope| {
-        let load = || boot::load(&ram, &kernel, initrd.as_ref());
-        let loading = thread::Builder::new().name("loader".into()).spawn_scoped(scope, load).map_err(no_thread)?;
-        let wired = wire(&mut attached, &ram, cpus, &stages);
-        let loaded = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, Failure>((loaded, wired?))
+    // To copy the kernel takes as long as all else together, in which KVM mostly waits for grace periods: that is another
+    // thread's, which begins a little later.
+    let make = || {
+        let mut attached = Attached::open(&config, &stages)?;
+        let wired = wire(&mut attached, &ram, cpus, &stages)?;
+        for (id, vcpu) in wired.vcpus.iter().enumerate() {
+            arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
+        }
+        Ok::<_, Failure>((Host::detect(), attached, wired))
+    };
+    let (loaded, made) = thread::scope(|scope| {
+        let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
+        let loaded = boot::load(&ram, &kernel, initrd.as_ref());
+        let made = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok::<_, Failure>((loaded, made))
     })?;
-    for (id, vcpu) in wired.vcpus.iter().enumerate() {
-        arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
-    }
+    let (host, attached, wired) = made?;
     let command_line = command_line(&config, &host, &wired.places)?;
     let topology = boot::Topology {
         cpus,
@@ -111,10 +114,10 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     assemble(config, Some(kernel), command_line.to_string(), host, attached, wired, ram, stages, news)
 }
 
-/// Starts the threads of a VM that is ready to run, and holds them.
+/// Locks this process up, starts the threads of a VM that is ready to run, and holds them.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// There is no jail or no thread to be had.
 #[allow(clippy::too_many_arguments, reason = "each is a part of the machine, moved into it")]
 pub(super) fn assemble(
     config: MachineConfig,
@@ -131,6 +134,7 @@ pub(super) fn assemble(
     if let Some(Ok(counters)) = vcpus.first().map(VcpuStats::open) {
         stages.count_with(counters);
     }
+    config.jail.enter(attached.handles.vsock.as_deref())?;
     let buses = [Arc::new(attached.ports), Arc::new(mmio)];
     let failed = Arc::<OnceLock<Box<Failed>>>::default();
     let exit = attached.exit;

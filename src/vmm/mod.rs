@@ -13,6 +13,7 @@ pub mod event_loop;
 pub mod file_identity;
 pub mod guest_log;
 pub mod host;
+pub mod jail;
 pub mod layout;
 pub mod machine;
 pub mod memory;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::clock::monotonic_ns;
@@ -24,7 +24,7 @@ pub struct Vmm {
     pub control: UnixStream,
     /// The guest's console, both ways.
     pub console: UnixStream,
-    /// Sockets that the VMM makes, and removes unless it is killed.
+    /// Sockets that the VMM makes. It cannot remove them once it is locked up.
     sockets: Vec<PathBuf>,
 }
 
@@ -77,10 +77,7 @@ impl Vmm {
     pub fn wait(&mut self) -> io::Result<u8> {
         use std::os::unix::process::ExitStatusExt;
         let status = self.child.wait()?;
-        if status.signal().is_some() {
-            // A socket that was never made needs no removing.
-            self.sockets.drain(..).for_each(|path| drop(std::fs::remove_file(path)));
-        }
+        self.sockets.drain(..).for_each(|path| remove_stale(&path));
         let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(125);
         Ok(u8::try_from(code).unwrap_or(125))
     }
@@ -90,7 +87,15 @@ impl Drop for Vmm {
     fn drop(&mut self) {
         // Both fail only where it has ended already, and then there is nothing to do.
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.wait();
+    }
+}
+
+/// Removes a socket on which nobody listens; one that another VM has, for which this one could not be started, stays.
+fn remove_stale(path: &Path) {
+    if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+        // It may have gone by now.
+        let _ = std::fs::remove_file(path);
     }
 }
 

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::control::{Connection, Event, Reply, Request};
 use super::devices::exit::GuestEnd;
 use super::event_loop::Token;
+use super::jail::Jail;
 use super::machine::Machine;
 use super::snapshot;
 use crate::failure::Failure;
@@ -62,10 +63,10 @@ pub fn run(machine: Machine, company: Company) -> Result<GuestEnd, Failure> {
     let (listener, socket) = listener.map_or((None, None), |(listener, path)| (Some(listener), Some(path)));
     let mut runner =
         Runner { machine, owner, clients: Vec::new(), listener, signals, paused: false, next_sample: None, end: None };
-    let result = match runner.watch() {
-        Ok(()) => runner.serve(),
-        Err(error) => Err(Failure::new("cannot run the guest", error, "raise the limit of open files (`ulimit -n`)")),
-    };
+    let no_files = |error| Failure::new("cannot run the guest", error, "raise the limit of open files (`ulimit -n`)");
+    let config = runner.machine.config();
+    let (jail, vsock) = (config.jail, config.vsock.is_some());
+    let result = runner.watch().map_err(no_files).and_then(|()| jail.close(vsock)).and_then(|()| runner.serve());
     runner.machine.stop();
     runner.tell_news();
     if let Some(owner) = &mut runner.owner {
@@ -76,7 +77,8 @@ pub fn run(machine: Machine, company: Company) -> Result<GuestEnd, Failure> {
         // An owner that has gone learns it from the exit status, if at all.
         let _ = owner.send(&last);
     }
-    if let Some(path) = socket {
+    // The owner of one in a full jail removes it.
+    if let Some(path) = socket.filter(|_| jail != Jail::Full) {
         // Somebody else may have removed it already.
         let _ = std::fs::remove_file(path);
     }

@@ -12,6 +12,7 @@ use coracle::vmm::devices::virtio::fs::{FsConfig, MAX_TAG};
 use coracle::vmm::devices::virtio::net::{NetBackend, NetConfig};
 use coracle::vmm::devices::virtio::pmem::PmemConfig;
 use coracle::vmm::devices::virtio::vsock::VsockConfig;
+use coracle::vmm::jail::Jail;
 use coracle::vmm::snapshot::{self, MEMORY_FILE, RestoreConfig};
 use coracle::vmm::virtiofsd::Share;
 
@@ -116,6 +117,9 @@ pub struct BootArgs {
     /// Leave the memory balloon out.
     #[arg(long)]
     pub no_balloon: bool,
+    /// Leave the VMM its user's rights and all system calls, for debugging a guest that you trust.
+    #[arg(long)]
+    pub no_jail: bool,
     /// Also take requests (info, metrics, pause, resume, snapshot, stop) on a unix socket at PATH.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -171,6 +175,7 @@ impl BootArgs {
             launched_ns: None,
             sample_interval_us: self.profile.is_some().then_some(self.profile_interval),
             control: self.control.clone(),
+            jail: self.jail(),
         })
     }
 
@@ -207,7 +212,12 @@ impl BootArgs {
             launched_ns: None,
             sample_interval_us: self.profile.is_some().then_some(self.profile_interval),
             control: self.control.clone(),
+            jail: self.jail(),
         }
+    }
+
+    fn jail(&self) -> Jail {
+        if self.no_jail { Jail::None } else { Jail::Full }
     }
 }
 

@@ -77,12 +77,24 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
         }
         Ending::Failed(failure) => Err(failure.into()),
         Ending::Vanished => {
-            let why = format!("the VMM ended with status {status} and told no reason");
-            let advice = "look at what it printed above and at the host's kernel log (`dmesg`)";
+            let (why, advice) = match status {
+                FILTERED => (
+                    "the VMM was killed for a system call that it is not to make: its guest may have broken into it"
+                        .into(),
+                    "look for its number in the host's kernel log (`dmesg`); `--no-jail` allows it, for a guest that you trust",
+                ),
+                _ => (
+                    format!("the VMM ended with status {status} and told no reason"),
+                    "look at what it printed above and at the host's kernel log (`dmesg`)",
+                ),
+            };
             Err(Failure::new("the microVM is gone", why, advice).into())
         }
     }
 }
+
+/// Status of a process that its system call filter killed: by `SIGSYS`.
+const FILTERED: u8 = 128 + 31;
 
 /// Starts what serves the guest's directories, with a place for its sockets.
 fn serve(args: &BootArgs) -> anyhow::Result<(Option<TempDir>, Vec<Virtiofsd>)> {

@@ -66,7 +66,7 @@ pub struct Ground {
 impl Ground {
     /// Where its agent is reached.
     pub fn vsock(&self) -> PathBuf {
-        self.directory.join("vsock")
+        super::vsock(&self.directory)
     }
 }
 

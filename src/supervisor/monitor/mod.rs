@@ -35,7 +35,8 @@ use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
-    Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox, Stopper,
+    self, Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Running, Sandbox,
+    Stopper,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -100,7 +101,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         phase: Mutex::new(Phase::Starting(None)),
         changed: Condvar::new(),
         clients: Clients::default(),
-        vsock: sockets.join("vsock"),
+        vsock: sandbox::vsock(&sockets),
         input: Mutex::default(),
         maker: Mutex::default(),
         size: Mutex::default(),
@@ -445,7 +446,9 @@ pub(super) fn make_socket_directory(container: &Container) -> Result<PathBuf, Fa
     let base = directory.parent().unwrap_or(&directory);
     // What a killed monitor left is nobody's: we hold the container's lock.
     remove_sockets(&directory);
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+    let mut all = sandbox::vsock(&directory);
+    all.pop();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&all);
     made.and_then(|()| check_owner(base)).map_err(|error| no_sockets(&directory, error))?;
     Ok(directory)
 }

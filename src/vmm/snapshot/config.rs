@@ -13,6 +13,7 @@ use crate::vmm::devices::virtio::net::NetConfig;
 use crate::vmm::devices::virtio::pmem::PmemConfig;
 use crate::vmm::devices::virtio::state::DeviceState;
 use crate::vmm::devices::virtio::vsock::VsockConfig;
+use crate::vmm::jail::Jail;
 
 /// A microVM from a snapshot. What is named here takes the place of what the snapshot names; it may be another file,
 /// and the guest is told of a disk's new size. What is not named has to be as it was.
@@ -47,6 +48,9 @@ pub struct RestoreConfig {
     /// As [`MachineConfig::control`].
     #[serde(default)]
     pub control: Option<PathBuf>,
+    /// As [`MachineConfig::jail`].
+    #[serde(default)]
+    pub jail: Jail,
 }
 
 impl RestoreConfig {
@@ -83,6 +87,7 @@ impl RestoreConfig {
         config.launched_ns = self.launched_ns;
         config.sample_interval_us = self.sample_interval_us;
         config.control.clone_from(&self.control);
+        config.jail = self.jail;
         Ok(config)
     }
 }
@@ -136,6 +141,25 @@ impl Launch {
         match self {
             Self::Boot(config) => &mut config.launched_ns,
             Self::Restore(config) => &mut config.launched_ns,
+        }
+    }
+
+    /// How the VM's process is locked up.
+    pub fn jail(&self) -> Jail {
+        match self {
+            Self::Boot(config) => config.jail,
+            Self::Restore(config) => config.jail,
+        }
+    }
+
+    /// Has the VM's process remove its sockets itself, since there is no owner to do so.
+    pub fn without_owner(&mut self) {
+        let jail = match self {
+            Self::Boot(config) => &mut config.jail,
+            Self::Restore(config) => &mut config.jail,
+        };
+        if *jail == Jail::Full {
+            *jail = Jail::Alone;
         }
     }
 

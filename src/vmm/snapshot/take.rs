@@ -12,6 +12,7 @@ use crate::vmm::arch::state::StateError;
 use crate::vmm::clock::{monotonic_ns, utc_seconds};
 use crate::vmm::config::MachineConfig;
 use crate::vmm::host::time_stamp;
+use crate::vmm::jail::Jail;
 use crate::vmm::machine::Machine;
 use crate::vmm::vm::VmError;
 
@@ -91,5 +92,12 @@ pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<
 
 /// What of a VM's configuration is true of its clones.
 fn lasting(config: &MachineConfig) -> MachineConfig {
-    MachineConfig { log_file: None, launched_ns: None, sample_interval_us: None, control: None, ..config.clone() }
+    MachineConfig {
+        log_file: None,
+        launched_ns: None,
+        sample_interval_us: None,
+        control: None,
+        jail: Jail::Full,
+        ..config.clone()
+    }
 }

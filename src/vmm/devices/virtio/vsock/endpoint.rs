@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::VsockError;
 
@@ -22,13 +23,15 @@ const BACKLOG: i32 = 1024;
 
 /// A listening socket and the directory that it lies in.
 ///
-/// The directory is held open so that the guest's connections find `PATH_PORT` after the process has lost sight of
-/// the path (chroot, mount namespace): they go through `/proc/self/fd`, the only way to connect relative to a
-/// directory. A jail therefore keeps a `/proc` (`subset=pid` is enough). Nothing else is opened by path.
+/// The directory is held open so that the guest's connections find `PATH_PORT` wherever the directory is by then. There is
+/// no way to connect relative to a descriptor: they go through `/proc/self/fd`, until [`Endpoint::enter_directory`] makes it
+/// the working directory. Nothing else is opened by path.
 #[derive(Debug)]
 pub struct Endpoint {
     listener: OwnedFd,
     directory: File,
+    /// Whether it is this process's working directory.
+    entered: AtomicBool,
     name: Vec<u8>,
     /// Device and inode of the socket file, so that nobody else's is ever removed.
     identity: (u64, u64),
@@ -64,7 +67,7 @@ impl Endpoint {
             _ => listen_error(source),
         })?;
         let identity = status(&directory, &name).map(|status| (status.st_dev, status.st_ino)).map_err(listen_error)?;
-        let endpoint = Self { listener, directory, name, identity };
+        let endpoint = Self { listener, directory, entered: AtomicBool::new(false), name, identity };
         // SAFETY: the descriptor is open; the call touches no memory.
         check(unsafe { libc::listen(endpoint.listener.as_raw_fd(), BACKLOG) }).map_err(listen_error)?;
         Ok(endpoint)
@@ -92,12 +95,32 @@ impl Endpoint {
     /// # Errors
     /// The kernel's: `ENOENT` and `ECONNREFUSED` where nobody does, `EAGAIN` where the listener's backlog is full.
     pub fn connect(&self, port: u32) -> io::Result<OwnedFd> {
-        let mut path = format!("/proc/self/fd/{}/", self.directory.as_raw_fd()).into_bytes();
+        let mut path = match self.entered.load(Ordering::Relaxed) {
+            true => Vec::new(),
+            false => format!("/proc/self/fd/{}/", self.directory.as_raw_fd()).into_bytes(),
+        };
         path.extend_from_slice(&self.name);
         path.extend_from_slice(format!("_{port}").as_bytes());
         let socket = unix_socket()?;
         connect(&socket, &path)?;
         Ok(socket)
+    }
+
+    /// The directory that the sockets lie in.
+    pub fn directory(&self) -> &File {
+        &self.directory
+    }
+
+    /// Makes the directory this process's working directory: from here on, connecting needs neither a `/proc` nor what
+    /// lies above the directory.
+    ///
+    /// # Errors
+    /// The kernel's: as a rule the directory may not be searched.
+    pub fn enter_directory(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open; the call touches no memory.
+        check(unsafe { libc::fchdir(self.directory.as_raw_fd()) })?;
+        self.entered.store(true, Ordering::Relaxed);
+        Ok(())
     }
 }
 

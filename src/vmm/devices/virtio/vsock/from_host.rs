@@ -65,7 +65,7 @@ impl Vsock {
     }
 
     pub(super) fn watch_listener(&mut self, events: EventSet) {
-        let listener = std::os::fd::AsRawFd::as_raw_fd(&self.endpoint);
+        let listener = std::os::fd::AsRawFd::as_raw_fd(&*self.endpoint);
         // It fails only for a descriptor that is not in the set, and the listener is from start to end.
         let _ = self.epoll.ctl(ControlOperation::Modify, listener, EpollEvent::new(events, LISTENER));
     }

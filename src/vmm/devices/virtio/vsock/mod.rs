@@ -29,6 +29,7 @@ mod to_guest;
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -38,7 +39,7 @@ use super::chain::used_length;
 use super::{
     DeviceError, DeviceState, QueueSize, RestoreError, Session, Source, VirtioDevice, copy_config, device_type,
 };
-use endpoint::Endpoint;
+pub use endpoint::Endpoint;
 use packet::{HOST_CID, Header, Op, Ports, TYPE_STREAM};
 use stream::Fate;
 use table::{Id, Table};
@@ -161,7 +162,7 @@ struct Counters {
 /// The device.
 pub struct Vsock {
     cid: u64,
-    endpoint: Endpoint,
+    endpoint: Arc<Endpoint>,
     epoll: Epoll,
     timer: TimerFd,
     ticking: bool,
@@ -185,7 +186,7 @@ impl Vsock {
         if !(3..u64::from(u32::MAX)).contains(&config.cid) {
             return Err(VsockError::Cid { cid: config.cid });
         }
-        let endpoint = Endpoint::open(&config.path)?;
+        let endpoint = Arc::new(Endpoint::open(&config.path)?);
         let epoll = Epoll::new().map_err(VsockError::Watch)?;
         let timer = TimerFd::new().map_err(|error| VsockError::Watch(error.into()))?;
         let watch = |fd, token| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token));
@@ -204,6 +205,11 @@ impl Vsock {
             next_host_port: FIRST_HOST_PORT,
             counters: Counters::default(),
         })
+    }
+
+    /// Where the guest's connections go.
+    pub fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(&self.endpoint)
     }
 
     /// Tells the guest that all its connections are gone and that its context id may have changed (virtio 1.3

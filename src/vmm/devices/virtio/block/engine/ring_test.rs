@@ -69,3 +69,16 @@ fn the_descriptor_is_readable_while_there_are_completions() {
     assert_eq!(done, [(512, Status::Ok)]);
     assert!(!readable(&ring));
 }
+
+#[test]
+fn what_disks_do_not_need_is_refused() {
+    let mut ring = IoUring::builder().build(8).unwrap();
+    let nothing = |ring: &mut IoUring| {
+        // SAFETY: the entry refers to no memory.
+        unsafe { ring.submission().push(&opcode::Nop::new().build()) }.unwrap();
+        ring.submit_and_wait(1).unwrap();
+        ring.completion().next().unwrap().result()
+    };
+    assert_eq!(nothing(&mut ring), 0);
+    assert_eq!(nothing(&mut Ring::new().unwrap().ring), -libc::EACCES);
+}
