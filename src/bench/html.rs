@@ -97,6 +97,16 @@ fn plots(report: &Report) -> String {
         let caption = "From the launch of the VMM to where the guest's agent is ready. Containers have no such thing.";
         let _ = write!(text, "<h2>Boot alone</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
     }
+    for one in report.backends.iter().filter(|one| !one.stages.is_empty()) {
+        let steps: Vec<(&str, u64)> = one.stages.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
+        let plot = waterfall(&format!("Stages of {}", one.name), &steps);
+        let _ = write!(
+            text,
+            "<h2>Where the time of {} goes</h2><figure>{plot}<figcaption>From the launch; medians of when each stage was \
+             reached, of a few runs that were not timed.</figcaption></figure>",
+            one.name
+        );
+    }
     if !report.waterfall.is_empty() {
         let steps: Vec<(&str, u64)> = report.waterfall.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
         let plot = waterfall("Stages of a cold start", &steps);

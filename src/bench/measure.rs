@@ -21,6 +21,7 @@ use rustix::process::{
 };
 
 use crate::signals;
+use crate::vmm::clock::monotonic_ns;
 
 /// Bytes that are kept of what a program writes.
 const KEPT: usize = 4096;
@@ -36,8 +37,8 @@ const BETWEEN: Duration = Duration::from_millis(1);
 const HANDSHAKE: u32 = 8;
 /// This part of the time that has passed lies between two attempts: to refuse a connection is work for a slow guest.
 const PART: u32 = 64;
-/// How long what a program has left running may go on.
-const SETTLING: Duration = Duration::from_secs(20);
+/// How long what a program has left running may go on: the template of an image is made then, slowly on a busy PVM host.
+const SETTLING: Duration = Duration::from_secs(120);
 
 /// When a run is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub enum Until {
 /// What was seen of a run. Times are in nanoseconds from just before the program was spawned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
+    /// When it was spawned, by [`monotonic_ns`].
+    pub started_ns: u64,
     /// The first byte on its standard output, or the byte that was waited for; `None` where none came.
     pub first_byte_ns: Option<u64>,
     /// Its end; 0 where it did not end by itself.
@@ -131,7 +134,7 @@ impl Stopwatch {
         // A Ctrl-C on our terminal is ours to handle.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors.try_clone()?).process_group(0);
         let before = children();
-        let start = Instant::now();
+        let (start, started_ns) = (Instant::now(), monotonic_ns());
         let mut child = command.spawn()?;
         let watched = self.watch(&mut child, until, start, limit);
         if matches!(watched, Ok(Outcome::Done(_))) && until != Until::Exit {
@@ -152,6 +155,7 @@ impl Stopwatch {
         let mut outcome = watched?;
         if let Outcome::Done(observed) = &mut outcome {
             let after = children();
+            observed.started_ns = started_ns;
             observed.cpu_ns = after.cpu_ns.saturating_sub(before.cpu_ns);
             observed.read_bytes = after.read_bytes.saturating_sub(before.read_bytes);
             observed.status = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);

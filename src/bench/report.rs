@@ -100,6 +100,8 @@ pub struct Outcome {
     pub cpu: Option<Summary>,
     /// First byte, against the baseline's; of the end where the command writes nothing.
     pub ratio: Option<Ratio>,
+    /// Where the time of a start goes, where it tells: medians of a few runs that were neither timed nor counted.
+    pub stages: Vec<Step>,
     /// Several starts at once, by their number.
     pub rates: Vec<Rate>,
     /// Bytes that a run had the host read from disks.
@@ -196,13 +198,13 @@ impl Counted {
     }
 }
 
-/// A stage of a cold start: medians of the runs.
+/// A stage of a start: medians of the runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Its end.
     pub stage: String,
-    /// When it was reached, from the launch of `coracle-vmm`.
+    /// When it was reached, from the launch: of `coracle-vmm` in a waterfall of it alone.
     pub wall_ns: u64,
     /// Processor time of `coracle-vmm` by then.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -419,6 +421,20 @@ pub fn mib(bytes: u64) -> String {
     format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
+/// Medians of each milestone that all traces have, in the order of the first.
+pub fn stages(traces: &[Vec<(String, u64)>]) -> Vec<Step> {
+    let first = traces.first().into_iter().flatten();
+    let middle = |name: &String| {
+        let same = traces.iter().map(|trace| trace.iter().find(|other| other.0 == *name).map(|other| other.1));
+        Some(median(&mut same.collect::<Option<Vec<u64>>>()?))
+    };
+    let step = |stage: &String| {
+        let wall_ns = middle(stage)?;
+        Some(Step { stage: stage.clone(), wall_ns, cpu_ns: None, exits: None, kernel_instructions: None })
+    };
+    first.filter_map(|(stage, _)| step(stage)).collect()
+}
+
 /// One figure of a sample.
 type Figure = fn(&Sample) -> Option<u64>;
 
@@ -574,6 +590,15 @@ mod tests {
         report.evaluate(&[]);
         assert!(!report.complete && report.notes.iter().any(|note| note.starts_with("Interrupted")));
         assert_eq!(named(&report, "vm").first_byte.as_ref().unwrap().n, 2);
+    }
+
+    #[test]
+    fn milestones_that_all_runs_have_are_stages() {
+        let trace = |a: u64, more: &str| vec![("a".to_owned(), a), (more.to_owned(), 50), ("b".to_owned(), 90)];
+        let steps = stages(&[trace(10, "x"), trace(30, "y"), trace(20, "x")]);
+        let steps: Vec<_> = steps.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
+        assert_eq!(steps, [("a", 20), ("b", 90)]);
+        assert!(stages(&[]).is_empty());
     }
 
     #[test]

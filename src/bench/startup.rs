@@ -9,12 +9,15 @@ use super::comparison::{Comparison, Earlier};
 use super::counters::Tracepoints;
 use super::machine::{self, Machine};
 use super::measure::Stopwatch;
-use super::report::{Counted, Outcome, Rate, Report, Run, SCHEMA, VERSION};
+use super::report::{Counted, Outcome, Rate, Report, Run, SCHEMA, VERSION, stages};
 use super::schedule::turns;
 use super::weight::SECONDS;
 use crate::failure::Failure;
 use crate::image::{Image, Store};
 use crate::sandbox::{Overrides, ProcessSpec};
+
+/// Runs of each that tell their stages.
+const TRACED: usize = 5;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -118,6 +121,9 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         interrupted = measure_rates(plan, &ready, &mut stopwatch, &mut outcomes, tell);
     }
     host.look_again();
+    if !interrupted && !plan.only_times {
+        interrupted = trace(plan, &ready, &mut stopwatch, &mut outcomes, tell);
+    }
     if !interrupted && !plan.only_times {
         interrupted = weigh(plan, &ready, &workload, &workspace, &mut stopwatch, &mut outcomes, tell);
     }
@@ -245,6 +251,36 @@ fn measure_rates(
     false
 }
 
+/// Milestones of those that tell them; whether the user wanted no more.
+fn trace(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    for (at, backend) in ready.iter().filter(|(_, backend)| backend.kind.tells_milestones()) {
+        let outcome = &mut outcomes[*at];
+        if !outcome.failed.is_empty() {
+            continue;
+        }
+        tell(&format!("{}: its stages", backend.kind));
+        let mut traces = Vec::new();
+        for _ in 0..plan.runs.min(TRACED) {
+            match backend.trace(stopwatch) {
+                Ok(trace) => traces.push(trace),
+                Err(Failed::Interrupted) => return true,
+                Err(Failed::Because(why)) => outcome.notes.push(format!("its stages were not seen: {why}")),
+            }
+            if stopwatch.is_interrupted() {
+                return true;
+            }
+        }
+        outcome.stages = stages(&traces);
+    }
+    false
+}
+
 /// The memory of each, while it does nothing: a server is left alone, and instead of all else the image's `sleep` runs.
 /// Whether the user wanted no more of it.
 fn weigh(
@@ -274,7 +310,8 @@ fn weigh(
             None => backend.with(&sleeping(0)?, &sleeping(SECONDS)?, workspace, stopwatch)?.weigh(stopwatch),
         };
         match weight() {
-            Ok(weight) => outcome.weight = weight,
+            Ok(Some(weight)) => outcome.weight = Some(weight),
+            Ok(None) => outcome.notes.push("it ended before its memory had been looked at".to_owned()),
             Err(Failed::Interrupted) => return true,
             Err(Failed::Because(why)) => outcome.notes.push(format!("its memory was not looked at: {why}")),
         }

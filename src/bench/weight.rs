@@ -35,7 +35,9 @@ impl Weight {
         let ago = |at: Instant| end.saturating_duration_since(at);
         let window = looks.iter().filter(|look| ago(look.0) < SETTLED[0] && ago(look.0) > SETTLED[1]);
         let mut settled: Vec<u64> = window.map(|look| look.1).collect();
-        (!settled.is_empty() && peak > 0).then(|| Self { settled: median(&mut settled), peak })
+        let settled = if settled.is_empty() { 0 } else { median(&mut settled) };
+        // What has gone by itself in the meantime is not known to weigh nothing.
+        (settled > 0).then_some(Self { settled, peak })
     }
 }
 
@@ -97,6 +99,7 @@ mod tests {
         let weight = Weight::of(&looks, begun + Duration::from_secs(6));
         assert_eq!(weight, Some(Weight { settled: 41, peak: 90 }));
         assert_eq!(Weight::of(&looks[..1], begun), None);
+        assert_eq!(Weight::of(&[at(0, 9), at(4000, 0)], begun + Duration::from_secs(6)), None);
     }
 
     #[test]

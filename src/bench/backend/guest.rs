@@ -114,6 +114,7 @@ impl Guest {
         let _ = errors.map(JoinHandle::join);
         match ended.status() {
             0 => Ok(Sample {
+                spawned_ns: start,
                 ready_ns: Some(ready_ns),
                 first_byte_ns,
                 exit_ns: Some(exit_ns),

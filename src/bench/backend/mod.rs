@@ -9,11 +9,13 @@ mod vm;
 mod workspace;
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 use self::oci::Root;
 pub(super) use self::oci::mounted;
@@ -22,6 +24,7 @@ use super::burst::{self, Burst, NoBurst};
 use super::measure::{Observed, Outcome, Stopwatch, Until};
 use super::weight::{SECONDS, Weight, weighed};
 use crate::image::Image;
+use crate::milestones;
 use crate::sandbox::ProcessSpec;
 use crate::vmm::stages::Mark;
 
@@ -95,6 +98,11 @@ impl Kind {
     /// Runs after which it is as quick as it will be: a fourth start is from the image's template.
     fn first_runs(self) -> usize {
         if self == Self::Vm { 4 } else { 1 }
+    }
+
+    /// Whether it is our own command line, which tells how far it has come.
+    pub fn tells_milestones(self) -> bool {
+        matches!(self, Self::Vm | Self::VmCold | Self::Container)
     }
 
     /// Whether it can have an address that the host reaches.
@@ -172,6 +180,8 @@ enum Run {
 /// What one run gave. Times are in nanoseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
+    /// When it was spawned, by the monotonic clock.
+    pub spawned_ns: u64,
     /// To where the agent is ready, for a boot.
     pub ready_ns: Option<u64>,
     /// To the first byte on standard output.
@@ -293,6 +303,29 @@ impl Backend {
     /// # Errors
     /// It failed, or the user wants no more.
     pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
+        self.run(stopwatch, None)
+    }
+
+    /// Runs it once, and gives its milestones, with nanoseconds from just before it was spawned.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn trace(&self, stopwatch: &mut Stopwatch) -> Result<Vec<(String, u64)>, Failed> {
+        let mut file = NamedTempFile::new()?;
+        let sample = self.run(stopwatch, Some(file.path()))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let since = |(name, ns): (String, u64)| (name, ns.saturating_sub(sample.spawned_ns));
+        let mut all: Vec<_> = milestones::parse(&text).into_iter().map(since).collect();
+        if !all.is_empty() {
+            all.extend(sample.first_byte_ns.map(|ns| ("first byte".to_owned(), ns)));
+            all.extend(sample.exit_ns.map(|ns| ("end".to_owned(), ns)));
+            all.sort_by_key(|milestone| milestone.1);
+        }
+        Ok(all)
+    }
+
+    fn run(&self, stopwatch: &mut Stopwatch, milestones: Option<&Path>) -> Result<Sample, Failed> {
         let (root, until) = match &self.run {
             Run::Guest(guest) => return guest.sample(stopwatch),
             Run::Program { root, until } => (root, *until),
@@ -301,7 +334,9 @@ impl Backend {
         let [program, arguments @ ..] = &self.command[..] else {
             return Err(Failed::Because("there is no program".to_owned()));
         };
-        let seen = match stopwatch.run(Command::new(program).args(arguments), until, PATIENCE)? {
+        let mut command = Command::new(program);
+        command.args(arguments).envs(milestones.map(|path| (milestones::VARIABLE, path)));
+        let seen = match stopwatch.run(&mut command, until, PATIENCE)? {
             Outcome::Done(seen) => seen,
             Outcome::Interrupted => return Err(Failed::Interrupted),
             Outcome::TimedOut => {
@@ -310,7 +345,12 @@ impl Backend {
             }
         };
         judge(&seen, until)?;
-        let used = Sample { cpu_ns: Some(seen.cpu_ns), read_bytes: Some(seen.read_bytes), ..Sample::default() };
+        let used = Sample {
+            spawned_ns: seen.started_ns,
+            cpu_ns: Some(seen.cpu_ns),
+            read_bytes: Some(seen.read_bytes),
+            ..Sample::default()
+        };
         Ok(match until {
             Until::Http(_) => Sample { first_byte_ns: seen.first_byte_ns, ..used },
             Until::Byte(_) => Sample { ready_ns: seen.first_byte_ns, ..used },

@@ -77,6 +77,16 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
         )?;
         units::table(out, &WEIGHT_HEAD, &weighed.iter().map(|one| one.weight_cells().to_vec()).collect::<Vec<_>>())?;
     }
+    for one in report.backends.iter().filter(|one| !one.stages.is_empty()) {
+        writeln!(out, "\n{bold}Stages of {}{bold:#}", one.name)?;
+        let before = std::iter::once(0).chain(one.stages.iter().map(|step| step.wall_ns));
+        let row = |(step, before): (&Step, u64)| {
+            let took = step.wall_ns.saturating_sub(before);
+            vec![step.stage.clone(), milliseconds(step.wall_ns), milliseconds(took)]
+        };
+        let rows = one.stages.iter().zip(before).map(row).collect::<Vec<_>>();
+        units::table(out, &["STAGE", "AT MS", "TOOK MS"], &rows)?;
+    }
     if !report.waterfall.is_empty() {
         writeln!(out, "\n{bold}Stages of coracle-vmm, cold{bold:#}")?;
         let head = ["STAGE", "AT MS", "TOOK MS", "CPU MS", "EXITS", "KERNEL INSTRUCTIONS"];
