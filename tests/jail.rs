@@ -121,3 +121,24 @@ fn without_root_it_is_the_same_but_for_the_user() {
     assert_eq!(guest.power_off(), 0);
     assert!(!folder.path().join("vsock").exists());
 }
+
+#[test]
+fn root_with_less_than_roots_rights_is_locked_up_too() {
+    // Root of a user namespace that knows nobody else, and root without capabilities, as in containers.
+    let launchers: [&[&str]; 2] = [&["unshare", "-r"], &["setpriv", "--bounding-set=-all", "--inh-caps=-all"]];
+    for launcher in launchers {
+        let folder = tempfile::tempdir().unwrap();
+        let vsock = folder.path().join("vsock");
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(env!("CARGO_BIN_EXE_coracle")).arg("boot");
+        command.args(Guest::shell_words(&["--vsock", vsock.to_str().unwrap()]));
+        let mut guest = Guest::spawn(&mut command);
+        guest.log_in();
+        let pid = guest.vmm_pid();
+        eventually("the filter is there", || (status(pid, "Seccomp") == "2").then_some(()));
+        assert_eq!(status(pid, "CapEff"), "0".repeat(16), "{launcher:?}");
+        assert_eq!(root(pid), fs::canonicalize(folder.path()).unwrap(), "{launcher:?}");
+        assert_eq!(guest.power_off(), 0);
+        assert!(!vsock.exists());
+    }
+}

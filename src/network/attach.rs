@@ -140,7 +140,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     let locked = store.lock()?;
     let mut networks = settled(&locked)?;
     let at = manage::position(&networks, &request.network, &what)?;
-    let Some(network) = networks.get_mut(at) else { return Err(manage::missing(&what, &request.network)) };
+    let Some(network) = networks.get_mut(at) else { return Err(manage::missing(&what)) };
     let name = network.name.clone();
     let Some(life) = locked.claim_life(&request.container, &name)? else { return Err(attached_already(&what)) };
     ensure_free_subnet(network, &what)?;

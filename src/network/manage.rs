@@ -239,7 +239,7 @@ pub fn list(store: &Store) -> Result<Vec<Network>, Failure> {
 /// # Errors
 /// There is none, or there are several.
 pub fn find<'a>(networks: &'a [Network], text: &str, what: &str) -> Result<&'a Network, Failure> {
-    position(networks, text, what).and_then(|at| networks.get(at).ok_or_else(|| missing(what, text)))
+    position(networks, text, what).and_then(|at| networks.get(at).ok_or_else(|| missing(what)))
 }
 
 pub(super) fn position(networks: &[Network], text: &str, what: &str) -> Result<usize, Failure> {
@@ -253,11 +253,11 @@ pub(super) fn position(networks: &[Network], text: &str, what: &str) -> Result<u
         (Some(_), Some(_)) => {
             Err(Failure::new(what, format!("several networks have an ID that begins with {text}"), "more digits of it"))
         }
-        (None, _) => Err(missing(what, text)),
+        (None, _) => Err(missing(what)),
     }
 }
 
-pub(super) fn missing(what: &str, text: &str) -> Failure {
+pub(super) fn missing(what: &str) -> Failure {
     Failure::new(what, "there is no such network", "`coracle network ls`; `coracle network create` makes one")
 }
 

@@ -29,6 +29,11 @@ pub fn vsock(sockets: &Path) -> PathBuf {
     sockets.join("vm/vsock")
 }
 
+/// Where its VMM is asked, of the same directory.
+pub fn control(sockets: &Path) -> PathBuf {
+    sockets.join("control")
+}
+
 /// What is between a container and its host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -93,7 +93,7 @@ fn boot(
                 nets: Vec::new(),
                 shares: visit._serving.iter().map(Virtiofsd::config).collect(),
                 vsock: sandbox::vsock(&visit.sockets),
-                control: visit.sockets.join("control"),
+                control: sandbox::control(&visit.sockets),
                 privileged: config.surroundings.privileged,
             };
             Sandbox::MicroVm(MicroVm::start(config.shape, &devices, config.templates(), None)?)

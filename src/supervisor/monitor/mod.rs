@@ -57,6 +57,8 @@ struct Monitor {
     clients: Clients,
     /// Where its agent is reached.
     vsock: PathBuf,
+    /// Where its VMM is asked.
+    control: PathBuf,
     /// Where attached clients' input goes.
     input: Mutex<Option<UnixStream>>,
     /// Makes a template of the image for those that come later.
@@ -104,6 +106,7 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         changed: Condvar::new(),
         clients: Clients::default(),
         vsock: sandbox::vsock(&sockets),
+        control: sandbox::control(&sockets),
         input: Mutex::default(),
         maker: Mutex::default(),
         size: Mutex::default(),
@@ -201,7 +204,7 @@ impl Monitor {
                     nets: connected.iter().map(Attachment::config).collect(),
                     shares: serving.iter().map(Virtiofsd::config).collect(),
                     vsock: self.vsock.clone(),
-                    control: state.sockets.join("control"),
+                    control: self.control.clone(),
                     privileged: config.surroundings.privileged,
                 };
                 Sandbox::MicroVm(match &origin {

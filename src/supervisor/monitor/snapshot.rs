@@ -78,7 +78,7 @@ impl Monitor {
     fn write_snapshot(&self, begun: &Begun, what: &str) -> Result<(), Failure> {
         let gone =
             |error: io::Error| Failure::new(what, format!("its VMM does not answer: {error}"), "`coracle ps -a`");
-        let mut vmm = Client::connect(&self.vsock.with_file_name("control")).map_err(gone)?;
+        let mut vmm = Client::connect(&self.control).map_err(gone)?;
         let ask =
             |vmm: &mut Client, request| vmm.ask(&request).map_err(|why| Failure::new(what, why, "`coracle ps -a`"));
         ask(&mut vmm, Request::Pause)?;

@@ -34,11 +34,11 @@ pub enum Jail {
 }
 
 impl Jail {
-    /// Makes it possible to change the root directory without being root: in a user namespace, where this user is all that
-    /// there is. A host that gives nobody one has the rest of the jail. This process must have no other threads.
+    /// Makes it possible to change the root directory without root's rights: in a user namespace, where this user is all
+    /// that there is. A host that gives nobody one has the rest of the jail. This process must have no other threads.
     pub fn prepare(self) {
         if self == Self::Full
-            && !rights::is_root()
+            && !rights::has_roots()
             && let Err(error) = rights::own_namespace()
         {
             log::info!("the VMM keeps its root directory, since it gets no user namespace: {error}");
@@ -57,7 +57,7 @@ impl Jail {
         if let Some(endpoint) = vsock {
             endpoint.enter_directory().map_err(|error| not_locked("entering the vsock's directory", error))?;
         }
-        let root = rights::is_root();
+        let root = rights::has_roots();
         if self == Self::Full {
             match rights::change_root(vsock.map(Endpoint::directory)) {
                 Err(error) if !root && error.kind() == io::ErrorKind::PermissionDenied => {}

@@ -18,15 +18,20 @@ const NOBODY: u32 = 65_534;
 /// A directory in which nothing can be made, and nothing is but this process's numbers.
 const EMPTY: &std::ffi::CStr = c"/proc/self/fdinfo";
 
-/// `_LINUX_CAPABILITY_VERSION_3` (`linux/capability.h`).
-const CAPABILITY_VERSION: u32 = 0x2008_0522;
+/// `struct __user_cap_header_struct` for this thread, with `_LINUX_CAPABILITY_VERSION_3` (`linux/capability.h`).
+const HEADER: [u32; 2] = [0x2008_0522, 0];
 /// `CAP_SETGID` and `CAP_SETUID`.
 const SET_IDS: u32 = 1 << 6 | 1 << 7;
+/// These and `CAP_SYS_CHROOT`.
+const ROOTS: u32 = SET_IDS | 1 << 18;
 
-/// Whether there are rights of root's to give up.
-pub fn is_root() -> bool {
-    // SAFETY: it takes nothing and cannot fail.
-    unsafe { libc::geteuid() == 0 }
+/// Whether this process may change its root directory and its user: that is root as a rule, but for root in some
+/// containers.
+pub fn has_roots() -> bool {
+    let mut data = [[0; 3]; 2];
+    // SAFETY: both have the size and layout of what the kernel reads and writes.
+    let asked = unsafe { libc::syscall(libc::SYS_capget, HEADER.as_ptr(), data.as_mut_ptr()) };
+    asked == 0 && data[0][0] & ROOTS == ROOTS
 }
 
 /// Makes `directory`, or an empty one, the root directory of this process, and its working directory.
@@ -45,7 +50,8 @@ pub fn change_root(directory: Option<&File>) -> io::Result<()> {
 }
 
 /// Makes this thread one of a user of its own, without capabilities. With `keeps_files` the kernel still takes it for root
-/// where it looks at files: unix sockets in the directory that is left are root's.
+/// where it looks at files: unix sockets in the directory that is left are root's. In a user namespace that has no other
+/// users, it stays who it is.
 ///
 /// # Errors
 /// The system's.
@@ -53,14 +59,15 @@ pub fn give_up(keeps_files: bool) -> io::Result<()> {
     let own = USERS.saturating_add(std::process::id());
     // SAFETY: all take numbers only, and `setgroups` is told of no groups.
     unsafe {
-        done(libc::syscall(libc::SYS_setgroups, 0, 0))?;
+        // Some user namespaces forbid it.
+        done(libc::syscall(libc::SYS_setgroups, 0, 0)).or_else(unless(libc::EPERM))?;
         if keeps_files {
             done(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into())?;
         }
-        become_user(own).or_else(|error| match error.raw_os_error() {
-            Some(libc::EINVAL) => become_user(NOBODY),
-            _ => Err(error),
-        })?;
+        if let Err(error) = become_user(own) {
+            unless(libc::EINVAL)(error)?;
+            become_user(NOBODY).or_else(unless(libc::EINVAL))?;
+        }
         if keeps_files {
             capabilities(SET_IDS)?;
             // They tell no errors, only what was before.
@@ -94,6 +101,11 @@ pub fn own_namespace() -> io::Result<()> {
     fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
+/// Passes an error on that is not this one.
+fn unless(errno: i32) -> impl Fn(io::Error) -> io::Result<()> {
+    move |error| if error.raw_os_error() == Some(errno) { Ok(()) } else { Err(error) }
+}
+
 fn become_user(id: u32) -> io::Result<()> {
     // SAFETY: they take numbers only.
     unsafe {
@@ -104,10 +116,10 @@ fn become_user(id: u32) -> io::Result<()> {
 
 /// Sets this thread's effective and permitted capabilities; all of `set` are below 32.
 fn capabilities(set: u32) -> io::Result<()> {
-    // `struct __user_cap_header_struct` and two of `struct __user_cap_data_struct`: effective, permitted, inheritable.
-    let (header, data) = ([CAPABILITY_VERSION, 0], [[set, set, 0], [0; 3]]);
+    // Two of `struct __user_cap_data_struct`: effective, permitted, inheritable.
+    let data = [[set, set, 0], [0; 3]];
     // SAFETY: both have the size and layout of what the kernel reads.
-    done(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
+    done(unsafe { libc::syscall(libc::SYS_capset, HEADER.as_ptr(), data.as_ptr()) })
 }
 
 fn done(result: c_long) -> io::Result<()> {
