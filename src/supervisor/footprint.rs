@@ -93,8 +93,8 @@ struct Mapping {
     end: u64,
     /// It is of a file that guests have as their memory.
     is_memory_file: bool,
-    /// It is of no file.
-    is_anonymous: bool,
+    /// This process may write to it.
+    is_writable: bool,
     /// Nothing was set aside for it (`MAP_NORESERVE`), as for no guest memory.
     unreserved: bool,
     bytes: Bytes,
@@ -103,9 +103,10 @@ struct Mapping {
 /// Of the mappings in a text of `/proc/PID/smaps`, which has them in the order of their addresses.
 fn parse(text: &str) -> Footprint {
     let mappings = mappings(text);
-    // What a clone has given back is replaced by memory without a file, in the middle of what is of the file.
+    // In the middle of what is of the file there is what takes its place: memory without a file, where a clone has given
+    // some back, and the kernel's own file.
     let together = |one: &Mapping, next: &Mapping| {
-        let may_be = |mapping: &Mapping| mapping.is_memory_file || mapping.is_anonymous && mapping.unreserved;
+        let may_be = |mapping: &Mapping| mapping.is_memory_file || mapping.is_writable && mapping.unreserved;
         one.end == next.start && may_be(one) && may_be(next)
     };
     let part = |run: &[Mapping]| {
@@ -150,7 +151,7 @@ fn head(line: &str) -> Mapping {
         start: number(start),
         end: number(end),
         is_memory_file: writable && GUEST.iter().any(|name| line.ends_with(name)),
-        is_anonymous: writable && words.nth(3).is_none(),
+        is_writable: writable,
         ..Mapping::default()
     }
 }

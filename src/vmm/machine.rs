@@ -70,6 +70,10 @@ pub struct Machine {
 pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> Result<Machine, Failure> {
     config.check()?;
     let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
+    if !config.fs.is_empty() {
+        // virtiofsd has the memory file, and not what is mapped over it.
+        kernel.do_not_map();
+    }
     let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
     let ram = memory::allocate(config.memory_mib << 20).map_err(|error| {
         let what = format!("cannot give the guest {} MiB of memory", config.memory_mib);

@@ -23,6 +23,8 @@ const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
 const EM_X86_64: u16 = 62;
 
+/// Flag of a segment that is written to.
+const PF_W: u32 = 2;
 /// `XEN_ELFNOTE_PHYS32_ENTRY`: the PVH entry point (Xen `include/public/elfnote.h`).
 const XEN_PHYS32_ENTRY: u32 = 18;
 /// Note of the bundled guest kernel (`guest/kernel/patches/0016-*`): where it wants to be told, by a 1 in 32 bits, that
@@ -42,6 +44,8 @@ pub(super) struct Segment {
     pub virtual_address: u64,
     /// Size in guest memory, at least `file_size`.
     pub size: u64,
+    /// Whether the kernel writes to it (`PF_W`).
+    pub written: bool,
 }
 
 impl Segment {
@@ -148,14 +152,22 @@ impl ElfKernel {
         self.segments.last().map_or(0, Segment::end)
     }
 
-    /// Copies the segments to `ram`, which must still be all zero: bss is not written.
+    /// Has all bytes be copied by [`ElfKernel::load`]: for guest memory that others see by its file.
+    pub fn do_not_map(&mut self) {
+        self.source.do_not_map();
+    }
+
+    /// Copies the segments to `ram`, which must still be all zero: bss is not written. What the kernel does not write is
+    /// mapped instead, where the file cannot change.
     ///
     /// # Errors
     /// The file could not be read, or has become shorter.
     pub fn load(&self, ram: &Ram) -> Result<(), KernelProblem> {
         for segment in &self.segments {
-            if segment.file_size > 0 {
-                self.source.copy_to(segment.offset, segment.file_size, ram, GuestAddress(segment.address))?;
+            let Segment { offset, file_size, address, written, .. } = *segment;
+            let mapped = if written { 0 } else { self.source.map_to(offset, file_size, ram, GuestAddress(address))? };
+            if file_size > mapped {
+                self.source.copy_to(offset + mapped, file_size - mapped, ram, GuestAddress(address + mapped))?;
             }
         }
         if let Some(address) = self.zero_memory {
@@ -224,6 +236,7 @@ fn load_segment(index: usize, header: &[u8], source: &Source) -> Result<Option<(
         address: field(24)?,
         virtual_address: field(16)?,
         size: field(40)?,
+        written: u32_at(header, 4).is_none_or(|flags| flags & PF_W != 0),
     };
     if segment.size == 0 && segment.file_size == 0 {
         return Ok(None);

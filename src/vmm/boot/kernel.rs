@@ -162,6 +162,13 @@ impl KernelImage {
         }
     }
 
+    /// Has all bytes be copied by [`KernelImage::load`], none mapped: for guest memory that others see by its file.
+    pub fn do_not_map(&mut self) {
+        if let Format::Elf(elf) = &mut self.format {
+            elf.do_not_map();
+        }
+    }
+
     /// Function symbols of the kernel, if its file has any. The kernel inside a bzImage has been stripped.
     ///
     /// # Errors
@@ -248,7 +255,8 @@ fn file_source(file: File) -> Result<Source, KernelProblem> {
     let metadata = file.metadata()?;
     let kind = metadata.file_type();
     if kind.is_file() {
-        return Ok(Source::File { file, length: metadata.len() });
+        let fixed = metadata.permissions().readonly();
+        return Ok(Source::File { file, length: metadata.len(), fixed });
     }
     Err(KernelProblem::NotAFile(if kind.is_dir() {
         "a directory"
