@@ -8,6 +8,7 @@ pub mod failure;
 mod file_lock;
 pub mod image;
 pub mod logging;
+pub mod milestones;
 pub mod network;
 pub mod sandbox;
 pub mod signals;

@@ -32,6 +32,16 @@ fn starts_of_vm_and_container_are_measured() {
     assert_eq!((&report["schema"], &report["version"]), (&"coracle-bench-startup".into(), &1.into()));
     assert_eq!((&report["complete"], &report["seed"]), (&true.into(), &7.into()), "{stdout}");
     let [vm, crun, vmm] = report["backends"].as_array().unwrap().as_slice() else { panic!("{stdout}") };
+    // What is weighed and counted: exactly where nothing waits for anything else, and of a VM alone what only VMs have.
+    for one in [vm, crun, vmm] {
+        assert!(one["systemCalls"]["median"].as_u64().unwrap() > 100 && one["systemCalls"]["n"] == 2, "{one}");
+        let [settled, peak] = ["settled", "peak"].map(|figure| one["weight"][figure].as_u64().unwrap());
+        assert!(64 << 10 < settled && settled <= peak && peak < 256 << 20, "{one}");
+        assert_eq!(one["userExits"].is_null(), one["isContainer"] == true, "{one}");
+    }
+    assert!(vm["userExits"]["min"].as_u64().unwrap() > 0, "{vm}");
+    let counted = if report["host"]["kind"] == "PVM" { "kernelInstructions" } else { "exits" };
+    assert!(vm[counted]["min"].as_u64().unwrap() > 1000 && crun[counted].is_null(), "{vm}");
     for one in [vm, crun] {
         let [first, exit] = ["firstByte", "exit"].map(|figure| one[figure]["medianNs"].as_u64().unwrap());
         assert!(0 < first && first <= exit, "{one}");
@@ -47,7 +57,7 @@ fn starts_of_vm_and_container_are_measured() {
     let saved: Value = serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap();
     assert_eq!(saved, report);
     assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("</html>"));
-    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 3 * 2);
+    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 2 * 3 * 2);
     assert_eq!(home.left(), 0);
     assert_eq!(home.ok(&["ps", "-aq"]), "");
 }
@@ -84,7 +94,7 @@ fn result(home: &Home, words: &[&str]) -> Value {
 fn main_path_our_own_containers_are_measured_at_once_and_against_earlier_ones() {
     let home = Home::new();
     let folder = home.path().join("report");
-    let words = ["-n", "4", "--warm-up", "0", "--backends", "container,crun"];
+    let words = ["-n", "4", "--warm-up", "0", "--only-times", "--backends", "container,crun"];
     let more = ["--concurrency", "1,2", "--report", folder.to_str().unwrap(), "IMAGE"];
     let first = result(&home, &[&words[..], &more].concat());
     let [container, crun] = first["backends"].as_array().unwrap().as_slice() else { panic!("{first}") };
@@ -140,7 +150,8 @@ fn what_cannot_be_measured_is_explained() {
 fn an_interrupt_keeps_what_was_measured() {
     let home = Home::new();
     let folder = home.path().join("report");
-    let words = ["bench", "startup", "-n", "10000", "--warm-up", "0", "--backends", "crun", "--format", "csv"];
+    let words =
+        ["bench", "startup", "-n", "10000", "--only-times", "--warm-up", "0", "--backends", "crun", "--format", "csv"];
     let mut child = home.command(&[&words[..], &["IMAGE"]].concat());
     let output = std::fs::File::create(&folder).unwrap();
     let errors = home.path().join("errors");

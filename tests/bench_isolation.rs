@@ -40,18 +40,18 @@ fn cells(row: &Value) -> BTreeMap<&str, &str> {
     cells.map(|cell| (cell["backend"].as_str().unwrap(), cell["verdict"].as_str().unwrap())).collect()
 }
 
-/// All probes look, in a container; then the user wants no more.
+/// All probes look, in a container of podman's; then the user wants no more.
 #[test]
 fn what_is_shared_is_found_and_an_interrupt_keeps_it() {
     let home = Home::new();
     let [out, errors, folder] = ["out", "errors", "report"].map(|name| home.path().join(name));
-    let words = ["bench", "isolation", "--backends", "container", "--format", "json", "--report"];
+    let words = ["bench", "isolation", "--backends", "podman", "--format", "json", "--report"];
     let mut command = home.command(&[&words[..], &[folder.to_str().unwrap()]].concat());
     let files = [&out, &errors].map(|path| std::fs::File::create(path).unwrap());
     let [stdout, stderr] = files;
     let mut child = command.stdout(stdout).stderr(stderr).spawn().unwrap();
     let said = || std::fs::read_to_string(&errors).unwrap();
-    for step in ["host: after", "container: looking", "control: cpu-burner"] {
+    for step in ["host: after", "podman: looking", "control: cpu-burner"] {
         eventually(step, || (said().contains(step) || child.try_wait().unwrap().is_some()).then_some(()));
     }
     signal(child.id(), libc::SIGINT);
@@ -67,7 +67,7 @@ fn what_is_shared_is_found_and_an_interrupt_keeps_it() {
     }
     assert!(rows.values().filter(|row| row["control"]["found"] == true).count() >= 45, "{report}");
     // What is so whatever the host is.
-    for (name, container) in [
+    for (name, podman) in [
         ("boot-id", "shared"),
         ("kernel-release", "shared"),
         ("kernel-log", "limited"),
@@ -82,7 +82,7 @@ fn what_is_shared_is_found_and_an_interrupt_keeps_it() {
         ("boundary-user", "shared"),
         ("boundary-seccomp", "isolated"),
     ] {
-        assert_eq!(cells(rows[name]), BTreeMap::from([("container", container)]), "{name}: {}", rows[name]);
+        assert_eq!(cells(rows[name]), BTreeMap::from([("podman", podman)]), "{name}: {}", rows[name]);
     }
     let page = std::fs::read_to_string(folder.join("index.html")).unwrap();
     assert!(page.contains("Interrupted: this is not all.") && page.ends_with("</html>\n"));
@@ -123,7 +123,7 @@ fn bad_neighbours_hurt_within_their_limits() {
     let attacks = ["disk-filler", "inode-filler", "file-exhaustion"];
     let list = attacks.join(",");
     let (status, stdout, stderr) =
-        home.run(&["bench", "isolation", "--backends", "container", "--only", &list, "--format", "json"]);
+        home.run(&["bench", "isolation", "--backends", "podman", "--only", &list, "--format", "json"]);
     assert_eq!(status, Some(0), "{stderr}");
     let report: Value = serde_json::from_str(&stdout).unwrap();
     let rows = report["probes"].as_array().unwrap();
@@ -143,7 +143,7 @@ fn bad_neighbours_hurt_within_their_limits() {
 fn what_cannot_be_looked_at_is_explained() {
     let home = Home::new();
     for (words, status, why) in [
-        (&["--backends", "docker"][..], 2, "it is one of vm, container, hardened"),
+        (&["--backends", "docker"][..], 2, "it is one of vm, container, podman, hardened"),
         (&["--only", "no-such-probe"], 2, "there is no such probe"),
         (&["--report", "/proc/none"], 125, "cannot write to /proc/none"),
     ] {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::report::{Outcome, Report};
+use super::report::{Outcome, Report, WEIGHT_HEAD};
 use super::statistics::Summary;
 use super::svg::{bars, ecdf, escape, series, time, waterfall};
 
@@ -40,6 +40,7 @@ pub fn page(report: &Report) -> String {
     let _ = write!(page, "<p><code>{command}</code> · {}</p>", escape(&headline(report)));
     page += &plots(report);
     page += &table(report);
+    page += &weights(report);
     page += &comparison(report);
     page += "<h2>What must be known of these figures</h2><ul>";
     report.notes.iter().for_each(|note| _ = write!(page, "<li>{}</li>", escape(note)));
@@ -95,6 +96,16 @@ fn plots(report: &Report) -> String {
         let plot = bars("Boot to agent ready", &rows);
         let caption = "From the launch of the VMM to where the guest's agent is ready. Containers have no such thing.";
         let _ = write!(text, "<h2>Boot alone</h2><figure>{plot}<figcaption>{caption}</figcaption></figure>");
+    }
+    for one in report.backends.iter().filter(|one| !one.stages.is_empty()) {
+        let steps: Vec<(&str, u64)> = one.stages.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
+        let plot = waterfall(&format!("Stages of {}", one.name), &steps);
+        let _ = write!(
+            text,
+            "<h2>Where the time of {} goes</h2><figure>{plot}<figcaption>From the launch; medians of when each stage was \
+             reached, of a few runs that were not timed.</figcaption></figure>",
+            one.name
+        );
     }
     if !report.waterfall.is_empty() {
         let steps: Vec<(&str, u64)> = report.waterfall.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
@@ -155,6 +166,26 @@ fn table(report: &Report) -> String {
     }
     text + "</tbody></table></div><p class=\"dim\">Of a boot, the first figure is to where the agent is ready. Ratios are \
             to the quickest container, or of boots to QEMU's.</p>"
+}
+
+/// Memory, and what was counted.
+fn weights(report: &Report) -> String {
+    let weighed: Vec<&Outcome> = report.backends.iter().filter(|one| one.has_weight()).collect();
+    if weighed.is_empty() {
+        return String::new();
+    }
+    let row = |cells: &[String], tag: &str| -> String {
+        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let head = row(&WEIGHT_HEAD.map(str::to_owned), "th");
+    let rows: String = weighed.iter().map(|one| row(&one.weight_cells(), "td")).collect();
+    format!(
+        "<h2>Weight</h2><div class=\"wide\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>\
+         <p class=\"dim\">Memory: PSS of all processes while the program sleeps. Numbers are medians of runs that were \
+         counted instead of timed, with half of the way from the least to the most; the last column is how long those took \
+         against the timed ones.</p>"
+    )
 }
 
 fn cells(one: &Outcome) -> String {

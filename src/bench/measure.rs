@@ -3,8 +3,8 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_error;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, kill_process, kill_process_group, pidfd_open, set_child_subreaper, wait,
 };
 
 use crate::signals;
+use crate::vmm::clock::monotonic_ns;
 
 /// Bytes that are kept of what a program writes.
 const KEPT: usize = 4096;
@@ -26,13 +29,16 @@ const KEPT: usize = 4096;
 const ASKED: u32 = 4;
 /// How often it is looked whether a server has answered.
 const ASKED_ABOUT: Duration = Duration::from_millis(5);
-/// How long a connection to a server that is not there yet may take, and how long its answer may.
-const CONNECTING: Duration = Duration::from_millis(20);
+/// How long a server may take to answer.
 const ANSWERING: Duration = Duration::from_secs(5);
-/// Between two attempts.
+/// Least time between two attempts.
 const BETWEEN: Duration = Duration::from_millis(1);
-/// How long what a program has left running may go on.
-const SETTLING: Duration = Duration::from_secs(20);
+/// So many times as long as lies between two may an attempt take: a packet that got lost is sent again after a second only.
+const HANDSHAKE: u32 = 8;
+/// This part of the time that has passed lies between two attempts: to refuse a connection is work for a slow guest.
+const PART: u32 = 64;
+/// How long what a program has left running may go on: the template of an image is made then, slowly on a busy PVM host.
+const SETTLING: Duration = Duration::from_secs(120);
 
 /// When a run is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,12 +54,16 @@ pub enum Until {
 /// What was seen of a run. Times are in nanoseconds from just before the program was spawned.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
+    /// When it was spawned, by [`monotonic_ns`].
+    pub started_ns: u64,
     /// The first byte on its standard output, or the byte that was waited for; `None` where none came.
     pub first_byte_ns: Option<u64>,
-    /// Its end.
+    /// Its end; 0 where it did not end by itself.
     pub exit_ns: u64,
     /// Processor time of the program and of all that it has started, until the last of them has ended.
     pub cpu_ns: u64,
+    /// Bytes that they had the kernel read from disks.
+    pub read_bytes: u64,
     /// Its exit status; 128 and the signal's number where one killed it.
     pub status: i32,
     /// The beginning of what it wrote.
@@ -79,6 +89,8 @@ pub enum Outcome {
 pub struct Stopwatch {
     signals: OwnedFd,
     interrupted: bool,
+    linger: Duration,
+    ended: Instant,
 }
 
 impl Stopwatch {
@@ -89,7 +101,7 @@ impl Stopwatch {
     pub fn new() -> io::Result<Self> {
         set_child_subreaper(Some(rustix::process::getpid()))?;
         let signals = signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
-        Ok(Self { signals, interrupted: false })
+        Ok(Self { signals, interrupted: false, linger: Duration::ZERO, ended: Instant::now() })
     }
 
     /// Whether a signal has come.
@@ -103,6 +115,16 @@ impl Stopwatch {
         settle(SETTLING);
     }
 
+    /// Leaves what does not end by itself alone for so long before it is ended.
+    pub fn linger(&mut self, time: Duration) {
+        self.linger = time;
+    }
+
+    /// When the last run had ended by itself, or had been left alone long enough.
+    pub fn ended(&self) -> Instant {
+        self.ended
+    }
+
     /// Runs `command` and watches it.
     ///
     /// # Errors
@@ -111,10 +133,20 @@ impl Stopwatch {
         let mut errors = tempfile::tempfile()?;
         // A Ctrl-C on our terminal is ours to handle.
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors.try_clone()?).process_group(0);
-        let cpu = children_cpu_ns();
-        let start = Instant::now();
+        let before = children();
+        let (start, started_ns) = (Instant::now(), monotonic_ns());
         let mut child = command.spawn()?;
         let watched = self.watch(&mut child, until, start, limit);
+        if matches!(watched, Ok(Outcome::Done(_))) && until != Until::Exit {
+            thread::sleep(self.linger);
+        }
+        self.ended = Instant::now();
+        if matches!((&watched, until), (Ok(Outcome::Done(_)), Until::Http(_))) {
+            end(&mut child);
+        }
+        if matches!((&watched, until), (Ok(Outcome::Done(_)), Until::Byte(_))) {
+            child.kill()?;
+        }
         if !matches!(watched, Ok(Outcome::Done(_))) {
             end(&mut child);
         }
@@ -122,7 +154,10 @@ impl Stopwatch {
         settle(SETTLING);
         let mut outcome = watched?;
         if let Outcome::Done(observed) = &mut outcome {
-            observed.cpu_ns = children_cpu_ns().saturating_sub(cpu);
+            let after = children();
+            observed.started_ns = started_ns;
+            observed.cpu_ns = after.cpu_ns.saturating_sub(before.cpu_ns);
+            observed.read_bytes = after.read_bytes.saturating_sub(before.read_bytes);
             observed.status = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
             observed.errors = tail(&mut errors)?;
         }
@@ -140,8 +175,6 @@ impl Stopwatch {
         loop {
             if let Some(answer) = asking.as_ref().and_then(Asking::answered) {
                 seen.first_byte_ns = Some(answer);
-                end(child);
-                seen.exit_ns = nanoseconds(start.elapsed());
                 return Ok(Outcome::Done(seen));
             }
             let Some(left) = limit.checked_sub(start.elapsed()) else { return Ok(Outcome::TimedOut) };
@@ -160,8 +193,6 @@ impl Stopwatch {
                 take_output(&mut stdout, &mut seen, until, now)?;
             }
             if let (Until::Byte(_), Some(_)) = (until, seen.first_byte_ns) {
-                child.kill()?;
-                seen.exit_ns = now;
                 return Ok(Outcome::Done(seen));
             }
             if ready.first() == Some(&true) {
@@ -188,16 +219,19 @@ struct Asking {
 
 impl Asking {
     fn start(address: SocketAddr, begun: Instant) -> io::Result<Self> {
+        // Of the one who had the address before.
+        forget(address, &UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?);
         let (answer, stop) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
         let (its_answer, its_stop) = (Arc::clone(&answer), Arc::clone(&stop));
         let thread = thread::Builder::new().name("asking".to_owned()).spawn(move || {
             while !its_stop.load(Ordering::Relaxed) {
-                if is_served(address).unwrap_or(false) {
+                let between = BETWEEN.max(begun.elapsed() / PART);
+                if is_served(address, between).unwrap_or(false) {
                     // Nobody else sets it.
                     let _ = its_answer.set(nanoseconds(begun.elapsed()));
                     return;
                 }
-                thread::sleep(BETWEEN);
+                thread::sleep(between);
             }
         })?;
         Ok(Self { answer, stop, thread: Some(thread) })
@@ -217,14 +251,64 @@ impl Drop for Asking {
     }
 }
 
-/// Whether a server answers with status 200 (RFC 9112).
-fn is_served(address: SocketAddr) -> io::Result<bool> {
-    let mut stream = TcpStream::connect_timeout(&address, CONNECTING)?;
+/// Whether a server answers with status 200 (RFC 9112). `patience` is for a host that is not there yet.
+fn is_served(address: SocketAddr, patience: Duration) -> io::Result<bool> {
+    let mut stream = reach(address, patience)?;
     stream.set_read_timeout(Some(ANSWERING))?;
     stream.write_all(format!("GET / HTTP/1.0\r\nHost: {}\r\n\r\n", address.ip()).as_bytes())?;
     let mut line = [0; 12];
     stream.read_exact(&mut line)?;
     Ok(line.starts_with(b"HTTP/1.") && line.ends_with(b" 200"))
+}
+
+/// Connects. The kernel asks once a second for a neighbour's address, so that one who has just come would be late by that:
+/// one that has not answered is forgotten instead, to be asked for anew.
+fn reach(address: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let begun = Instant::now();
+    while poll(&mut [PollFd::new(&socket, PollFlags::OUT)], Some(&timespec(patience)))? == 0 {
+        if is_unknown(address) {
+            forget(address, &socket);
+        } else if begun.elapsed() < patience * HANDSHAKE {
+            continue;
+        }
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    socket_error(&socket)??;
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+/// Whether the kernel waits for a neighbour to tell its hardware address (proc(5), `/proc/net/arp`).
+fn is_unknown(address: SocketAddr) -> bool {
+    let table = std::fs::read_to_string("/proc/net/arp").unwrap_or_default();
+    let address = address.ip().to_string();
+    let mut entries = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    entries.any(|entry| entry.first() == Some(&address.as_str()) && entry.get(2) == Some(&"0x0"))
+}
+
+/// Has the kernel forget a neighbour's hardware address, or the attempt to learn it (arp(7)).
+fn forget(address: SocketAddr, socket: &impl AsRawFd) {
+    let SocketAddr::V4(address) = address else { return };
+    let address = libc::sockaddr_in {
+        sin_family: libc::sa_family_t::try_from(libc::AF_INET).unwrap_or_default(),
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.ip().octets()) },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: zeroes are a valid `arpreq`: no address, no flags, and no device, which the kernel finds by the route.
+    let mut request: libc::arpreq = unsafe { std::mem::zeroed() };
+    // SAFETY: both are socket addresses of the same size, and any bytes are valid in them.
+    request.arp_pa = unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) };
+    // SAFETY: the kernel reads `request`, an `arpreq`. Where it fails there is nothing to forget, or no right to.
+    unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCDARP, &raw const request) };
 }
 
 /// Reads what has come; at its end there is no output any more.
@@ -297,8 +381,13 @@ fn kill_children() {
     thread::sleep(Duration::from_millis(10));
 }
 
-/// Processor time of all children that have been waited for, and of theirs.
-fn children_cpu_ns() -> u64 {
+/// What all children that have been waited for, and theirs, have used.
+struct Used {
+    cpu_ns: u64,
+    read_bytes: u64,
+}
+
+fn children() -> Used {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: `usage` is a place for the result, which a successful call fills; zeroes are a valid `rusage` as well.
     let usage = unsafe {
@@ -309,7 +398,9 @@ fn children_cpu_ns() -> u64 {
         let (seconds, microseconds) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_usec));
         seconds.unwrap_or(0) * 1_000_000_000 + microseconds.unwrap_or(0) * 1000
     };
-    ns(usage.ru_utime) + ns(usage.ru_stime)
+    // Linux counts blocks of 512 bytes, whatever the disk has.
+    let read_bytes = u64::try_from(usage.ru_inblock).unwrap_or(0) * 512;
+    Used { cpu_ns: ns(usage.ru_utime) + ns(usage.ru_stime), read_bytes }
 }
 
 /// A time as whole nanoseconds.
@@ -349,13 +440,13 @@ mod tests {
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
-        assert!(!is_served(address).unwrap());
+        assert!(!is_served(address, BETWEEN).unwrap());
         let asking = Asking::start(address, Instant::now()).unwrap();
         server.join().unwrap();
         while asking.answered().is_none() {
             thread::sleep(BETWEEN);
         }
         // Nobody is there any more.
-        assert!(is_served(address).is_err());
+        assert!(is_served(address, BETWEEN).is_err());
     }
 }

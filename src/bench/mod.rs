@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod burst;
 pub mod comparison;
+pub mod counters;
 pub mod density;
 pub mod html;
 pub mod isolation;
@@ -17,3 +18,4 @@ pub mod schedule;
 pub mod startup;
 pub mod statistics;
 mod svg;
+pub mod weight;

@@ -8,8 +8,10 @@ use serde::Serialize;
 use super::backend::{Kind, Sample};
 use super::burst::Burst;
 use super::comparison::Comparison;
+use super::counters::{Counts, Event};
 use super::machine::Machine;
-use super::statistics::{Ratio, Summary, median};
+use super::statistics::{Count, Ratio, Summary, median};
+use super::weight::Weight;
 use crate::vmm::stages::{Mark, Stage};
 
 /// Names the schema.
@@ -98,8 +100,26 @@ pub struct Outcome {
     pub cpu: Option<Summary>,
     /// First byte, against the baseline's; of the end where the command writes nothing.
     pub ratio: Option<Ratio>,
+    /// Where the time of a start goes, where it tells: medians of a few runs that were neither timed nor counted.
+    pub stages: Vec<Step>,
     /// Several starts at once, by their number.
     pub rates: Vec<Rate>,
+    /// Bytes that a run had the host read from disks.
+    pub read_bytes: Option<Count>,
+    /// Memory of all its processes.
+    pub weight: Option<Weight>,
+    /// Each run that was not timed, but counted.
+    pub counted: Vec<Counted>,
+    /// System calls on the host.
+    pub system_calls: Option<Count>,
+    /// Exits of the guest to KVM.
+    pub exits: Option<Count>,
+    /// Exits from KVM to the VMM.
+    pub user_exits: Option<Count>,
+    /// Instructions of the guest's kernel, where the host interprets it.
+    pub kernel_instructions: Option<Count>,
+    /// Runs that are counted against those that are not, by the figure that decides: what counting adds.
+    pub counting: Option<Ratio>,
 }
 
 /// So many starts at once.
@@ -134,15 +154,57 @@ pub struct Run {
     /// Processor time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_ns: Option<u64>,
+    /// Bytes that the host read from disks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_bytes: Option<u64>,
 }
 
-/// A stage of a cold start: medians of the runs.
+/// One run of which was counted what it asked of the host.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counted {
+    /// Its round, from 0.
+    pub round: usize,
+    /// The figure that decides, in nanoseconds: to be compared with that of runs that were not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub main_ns: Option<u64>,
+    /// System calls on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system_calls: Option<u64>,
+    /// Exits of the guest to KVM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exits: Option<u64>,
+    /// Exits from KVM to the VMM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_exits: Option<u64>,
+    /// Instructions that KVM emulated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub emulated_instructions: Option<u64>,
+}
+
+impl Counted {
+    /// Of what was seen.
+    pub fn of(round: usize, sample: &Sample, counts: Counts) -> Self {
+        let main_ns = sample.ready_ns.or(sample.first_byte_ns).or(sample.exit_ns);
+        let of = |event| Event::ALL.into_iter().zip(counts).find(|one| one.0 == event).and_then(|one| one.1);
+        Self {
+            round,
+            main_ns,
+            system_calls: of(Event::SystemCalls),
+            exits: of(Event::Exits),
+            user_exits: of(Event::UserExits),
+            emulated_instructions: of(Event::EmulatedInstructions),
+        }
+    }
+}
+
+/// A stage of a start: medians of the runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
     /// Its end.
     pub stage: String,
-    /// When it was reached, from the launch of `coracle-vmm`.
+    /// When it was reached, from the launch: of `coracle-vmm` in a waterfall of it alone.
     pub wall_ns: u64,
     /// Processor time of `coracle-vmm` by then.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,6 +226,19 @@ impl Rate {
     }
 }
 
+/// Names of the columns of what was weighed and counted.
+pub const WEIGHT_HEAD: [&str; 9] = [
+    "BACKEND",
+    "MEMORY",
+    "PEAK",
+    "FROM DISK",
+    "SYSTEM CALLS",
+    "EXITS",
+    "TO THE VMM",
+    "KERNEL INSTRUCTIONS",
+    "COUNTED TO TIMED",
+];
+
 impl Outcome {
     /// One without figures yet.
     pub fn of(kind: Kind) -> Self {
@@ -180,6 +255,46 @@ impl Outcome {
     pub fn column(&self, figure: impl Fn(&Run) -> Option<u64>) -> Vec<u64> {
         let counted = self.samples.iter().filter(|run| !run.warm_up);
         counted.map(figure).collect::<Option<_>>().unwrap_or_default()
+    }
+
+    fn count(&self, figure: impl Fn(&Counted) -> Option<u64>) -> Option<Count> {
+        Count::of(&self.counted.iter().map(figure).collect::<Option<Vec<u64>>>()?)
+    }
+
+    /// Sums up what was counted. On PVM exits have no tracepoint that counts, and the guest's kernel is emulated; elsewhere
+    /// that is a few instructions that access devices.
+    fn sum_up(&mut self, pvm: bool, seed: u64) {
+        let is_vm = !self.is_container;
+        self.read_bytes = Count::of(&self.column(|run| run.read_bytes));
+        self.system_calls = self.count(|run| run.system_calls);
+        self.exits = self.count(|run| run.exits.filter(|_| is_vm && !pvm));
+        self.user_exits = self.count(|run| run.user_exits.filter(|_| is_vm));
+        self.kernel_instructions = self.count(|run| run.emulated_instructions.filter(|_| is_vm && pvm));
+        let counted: Vec<u64> = self.counted.iter().filter_map(|run| run.main_ns).collect();
+        self.counting = Ratio::of(&counted, &self.main_column(), seed);
+    }
+
+    /// What was weighed and counted, for people; the columns of [`WEIGHT_HEAD`].
+    pub fn weight_cells(&self) -> [String; WEIGHT_HEAD.len()] {
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
+        let weight = |of: fn(&Weight) -> u64| or_none(self.weight.as_ref().map(|weight| mib(of(weight))));
+        let count = |count: Option<Count>| or_none(count.map(|count| count.to_string()));
+        [
+            self.name.to_owned(),
+            weight(|weight| weight.settled),
+            weight(|weight| weight.peak),
+            or_none(self.read_bytes.map(|count| mib(count.median))),
+            count(self.system_calls),
+            count(self.exits),
+            count(self.user_exits),
+            count(self.kernel_instructions),
+            or_none(self.counting.map(|ratio| ratio.to_string())),
+        ]
+    }
+
+    /// Whether there is anything in them.
+    pub fn has_weight(&self) -> bool {
+        self.weight.is_some() || !self.counted.is_empty()
     }
 
     /// The samples of [`Outcome::main`].
@@ -202,6 +317,8 @@ impl Report {
             one.exit = Summary::of(&one.column(|run| run.exit_ns), seed);
             one.cpu = Summary::of(&one.column(|run| run.cpu_ns), seed);
         }
+        let pvm = self.host.kind.starts_with("PVM");
+        self.backends.iter_mut().for_each(|one| one.sum_up(pvm, seed));
         self.compare(false, |one| one.is_container && !one.is_boot);
         self.compare(true, |one| one.name == Kind::QemuMicrovm.name());
         let counted = |one: &Outcome| one.samples.iter().filter(|run| !run.warm_up).count();
@@ -209,7 +326,8 @@ impl Report {
         self.complete =
             !self.interrupted && tried.clone().count() > 0 && tried.clone().all(|one| counted(one) == self.runs);
         self.waterfall = waterfall(samples_of_boots, &self.host);
-        self.notes = self.remarks();
+        let remarks = self.remarks();
+        self.notes.splice(..0, remarks);
     }
 
     /// Ratios of starts, or of boots, to the quickest of those that may be the base.
@@ -281,15 +399,40 @@ impl Report {
 
     /// All runs, one a line, for a spreadsheet.
     pub fn csv(&self) -> String {
-        let mut text = "backend,round,warm_up,ready_ns,first_byte_ns,exit_ns,cpu_ns\n".to_owned();
+        let mut text = "backend,round,warm_up,ready_ns,first_byte_ns,exit_ns,cpu_ns,read_bytes,system_calls,exits,user_exits,emulated_instructions\n".to_owned();
         let cell = |figure: Option<u64>| figure.map(|ns| ns.to_string()).unwrap_or_default();
         for (one, run) in self.backends.iter().flat_map(|one| one.samples.iter().map(move |run| (one, run))) {
-            let figures = [run.ready_ns, run.first_byte_ns, run.exit_ns, run.cpu_ns].map(cell).join(",");
+            let figures =
+                [run.ready_ns, run.first_byte_ns, run.exit_ns, run.cpu_ns, run.read_bytes].map(cell).join(",");
             // Writing to a String cannot fail.
-            let _ = writeln!(text, "{},{},{},{figures}", one.name, run.round, run.warm_up);
+            let _ = writeln!(text, "{},{},{},{figures},,,,", one.name, run.round, run.warm_up);
+        }
+        for (one, run) in self.backends.iter().flat_map(|one| one.counted.iter().map(move |run| (one, run))) {
+            let figures = [run.system_calls, run.exits, run.user_exits, run.emulated_instructions].map(cell).join(",");
+            let _ = writeln!(text, "{},{},false,,,,,,{figures}", one.name, run.round);
         }
         text
     }
+}
+
+/// Bytes as people write them.
+#[allow(clippy::cast_precision_loss, reason = "two digits are shown")]
+pub fn mib(bytes: u64) -> String {
+    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Medians of each milestone that all traces have, in the order of the first.
+pub fn stages(traces: &[Vec<(String, u64)>]) -> Vec<Step> {
+    let first = traces.first().into_iter().flatten();
+    let middle = |name: &String| {
+        let same = traces.iter().map(|trace| trace.iter().find(|other| other.0 == *name).map(|other| other.1));
+        Some(median(&mut same.collect::<Option<Vec<u64>>>()?))
+    };
+    let step = |stage: &String| {
+        let wall_ns = middle(stage)?;
+        Some(Step { stage: stage.clone(), wall_ns, cpu_ns: None, exits: None, kernel_instructions: None })
+    };
+    first.filter_map(|(stage, _)| step(stage)).collect()
 }
 
 /// One figure of a sample.
@@ -345,6 +488,7 @@ pub mod testing {
                     first_byte_ns: (!boot).then_some(base + round % 5 * 1000),
                     exit_ns: (!boot).then_some(base + 5_000_000 + round % 3 * 1000),
                     cpu_ns: Some(base / 2),
+                    read_bytes: Some(4096),
                 })
                 .collect::<Vec<_>>()
         };
@@ -384,6 +528,15 @@ pub mod testing {
             http: None,
             notes: Vec::new(),
         };
+        for one in report.backends.iter_mut().filter(|one| !one.samples.is_empty()) {
+            let sample = one.samples.iter().find(|run| !run.warm_up).map(|run| Sample {
+                ready_ns: run.ready_ns,
+                first_byte_ns: run.first_byte_ns,
+                ..Sample::default()
+            });
+            one.counted = vec![Counted::of(2, &sample.unwrap_or_default(), [Some(900), Some(0), Some(0), Some(7)])];
+            one.weight = Some(Weight { settled: 5 << 20, peak: 6 << 20 });
+        }
         report.evaluate(&boots);
         for one in report.backends.iter_mut().filter(|one| !one.is_boot && !one.samples.is_empty()) {
             let burst = |all_ns| Burst { all_ns, starts_ns: vec![20_000_000; 8] };
@@ -440,11 +593,20 @@ mod tests {
     }
 
     #[test]
+    fn milestones_that_all_runs_have_are_stages() {
+        let trace = |a: u64, more: &str| vec![("a".to_owned(), a), (more.to_owned(), 50), ("b".to_owned(), 90)];
+        let steps = stages(&[trace(10, "x"), trace(30, "y"), trace(20, "x")]);
+        let steps: Vec<_> = steps.iter().map(|step| (step.stage.as_str(), step.wall_ns)).collect();
+        assert_eq!(steps, [("a", 20), ("b", 90)]);
+        assert!(stages(&[]).is_empty());
+    }
+
+    #[test]
     fn stages_are_in_order_and_csv_has_each_run() {
         let report = report();
         let stages: Vec<&str> = report.waterfall.iter().map(|step| step.stage.as_str()).collect();
         assert_eq!(stages, ["process start", "agent ready", "program running"]);
-        assert_eq!(report.csv().lines().count(), 1 + 6 * 12);
-        assert!(report.csv().lines().all(|line| line.matches(',').count() == 6));
+        assert_eq!(report.csv().lines().count(), 1 + 6 * 12 + 6);
+        assert!(report.csv().lines().all(|line| line.matches(',').count() == 11));
     }
 }

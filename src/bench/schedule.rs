@@ -46,23 +46,27 @@ pub fn any_seed() -> io::Result<u64> {
 pub struct Turn {
     /// From 0; the warm-up comes first.
     pub round: usize,
-    /// Its figures are not counted.
+    /// Its figures are not shown.
     pub warm_up: bool,
+    /// It is not timed: what it asks of the kernel is counted instead.
+    pub counted: bool,
     /// Which backend, by its place in the list.
     pub backend: usize,
 }
 
-/// All turns of so many backends: `warm_up` rounds, then `runs` rounds.
-pub fn turns(backends: usize, warm_up: usize, runs: usize, seed: u64) -> Vec<Turn> {
+/// All turns of so many backends: `warm_up` rounds, then `runs` rounds, each with a second one behind it that is counted
+/// where `counted` says so.
+pub fn turns(backends: usize, warm_up: usize, runs: usize, counted: bool, seed: u64) -> Vec<Turn> {
     let mut random = Random::new(seed);
     let mut turns = Vec::new();
-    for round in 0..warm_up + runs {
+    let twice = |round| if counted && round >= warm_up { 2 } else { 1 };
+    for (round, counted) in (0..warm_up + runs).flat_map(|round| (0..twice(round)).map(move |time| (round, time > 0))) {
         let mut order: Vec<usize> = (0..backends).collect();
         // Fisher and Yates.
         for last in (1..order.len()).rev() {
             order.swap(last, random.below(last + 1));
         }
-        turns.extend(order.into_iter().map(|backend| Turn { round, warm_up: round < warm_up, backend }));
+        turns.extend(order.into_iter().map(|backend| Turn { round, warm_up: round < warm_up, counted, backend }));
     }
     turns
 }
@@ -81,7 +85,7 @@ mod tests {
 
     #[test]
     fn each_round_has_each_backend_once_and_warm_up_is_first() {
-        let all = turns(5, 2, 40, 7);
+        let all = turns(5, 2, 40, false, 7);
         assert_eq!(all.len(), 5 * 42);
         for (round, of_round) in all.chunks(5).enumerate() {
             let mut seen: Vec<usize> = of_round.iter().map(|turn| turn.backend).collect();
@@ -92,12 +96,18 @@ mod tests {
     }
 
     #[test]
+    fn each_round_that_counts_is_followed_by_one_that_is_counted() {
+        let rounds: Vec<_> = turns(3, 1, 2, true, 7).chunks(3).map(|all| (all[0].round, all[0].counted)).collect();
+        assert_eq!(rounds, [(0, false), (1, false), (1, true), (2, false), (2, true)]);
+    }
+
+    #[test]
     fn the_seed_decides_the_order_and_every_place_is_taken() {
-        assert_eq!(turns(4, 1, 9, 3), turns(4, 1, 9, 3));
-        assert_ne!(turns(4, 1, 9, 3), turns(4, 1, 9, 4));
+        assert_eq!(turns(4, 1, 9, false, 3), turns(4, 1, 9, false, 3));
+        assert_ne!(turns(4, 1, 9, false, 3), turns(4, 1, 9, false, 4));
         for backend in 0..4 {
             for place in 0..4 {
-                let all = turns(4, 0, 100, 1);
+                let all = turns(4, 0, 100, false, 1);
                 let there = all.chunks(4).filter(|round| round[place].backend == backend).count();
                 assert!((10..45).contains(&there), "backend {backend} at {place}: {there} of 100");
             }

@@ -6,13 +6,18 @@ use std::path::PathBuf;
 
 use super::backend::{Backend, Failed, Kind, Sample, Workload, Workspace};
 use super::comparison::{Comparison, Earlier};
+use super::counters::Tracepoints;
 use super::machine::{self, Machine};
 use super::measure::Stopwatch;
-use super::report::{Outcome, Rate, Report, Run, SCHEMA, VERSION};
+use super::report::{Counted, Outcome, Rate, Report, Run, SCHEMA, VERSION, stages};
 use super::schedule::turns;
+use super::weight::SECONDS;
 use crate::failure::Failure;
 use crate::image::{Image, Store};
-use crate::sandbox::ProcessSpec;
+use crate::sandbox::{Overrides, ProcessSpec};
+
+/// Runs of each that tell their stages.
+const TRACED: usize = 5;
 
 /// What is to be measured.
 #[derive(Clone, Debug)]
@@ -43,6 +48,8 @@ pub struct Plan {
     pub concurrency: Vec<usize>,
     /// Whether to drop the host's cache of files before each run.
     pub cold_caches: bool,
+    /// Whether to take times alone, and neither weigh nor count.
+    pub only_times: bool,
     /// The port of a server that the command is: its first answer is waited for.
     pub http: Option<u16>,
     /// An earlier result to compare with.
@@ -98,14 +105,28 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
             }
         }
     }
-    let mut boots = Vec::new();
+    let (mut boots, mut notes) = (Vec::new(), Vec::new());
+    let mut tracepoints = None;
+    if !plan.only_times {
+        match Tracepoints::find(&workspace) {
+            Ok(found) => tracepoints = Some(found),
+            Err(why) => notes.push(format!("System calls, exits and instructions were not counted: {why}.")),
+        }
+    }
     if !interrupted {
-        interrupted = measure(plan, &ready, &mut stopwatch, &mut outcomes, &mut boots, tell);
+        let counter = tracepoints.as_ref();
+        interrupted = measure(plan, &ready, counter, &mut stopwatch, &mut outcomes, &mut boots, tell);
     }
     if !interrupted {
         interrupted = measure_rates(plan, &ready, &mut stopwatch, &mut outcomes, tell);
     }
     host.look_again();
+    if !interrupted && !plan.only_times {
+        interrupted = trace(plan, &ready, &mut stopwatch, &mut outcomes, tell);
+    }
+    if !interrupted && !plan.only_times {
+        interrupted = weigh(plan, &ready, &workload, &workspace, &mut stopwatch, &mut outcomes, tell);
+    }
     if outcomes.iter().all(|one| one.samples.iter().all(|run| run.warm_up)) {
         return Err(nothing(&outcomes, interrupted));
     }
@@ -129,7 +150,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         comparison: None,
         cold_caches: plan.cold_caches,
         http: plan.http,
-        notes: Vec::new(),
+        notes,
     };
     report.evaluate(&boots);
     if let Some(earlier) = &plan.earlier {
@@ -142,13 +163,14 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
 fn measure(
     plan: &Plan,
     ready: &[(usize, Backend)],
+    tracepoints: Option<&Tracepoints>,
     stopwatch: &mut Stopwatch,
     outcomes: &mut [Outcome],
     boots: &mut Vec<Sample>,
     tell: &mut dyn FnMut(&str),
 ) -> bool {
     let mut told = usize::MAX;
-    for turn in turns(ready.len(), plan.warm_up, plan.runs, plan.seed) {
+    for turn in turns(ready.len(), plan.warm_up, plan.runs, tracepoints.is_some(), plan.seed) {
         let (at, backend) = &ready[turn.backend];
         let outcome = &mut outcomes[*at];
         if !outcome.failed.is_empty() {
@@ -165,7 +187,12 @@ fn measure(
             outcome.failed = format!("cannot drop the host's cache of files: {error}");
             continue;
         }
+        let counting = tracepoints.filter(|_| turn.counted).map(Tracepoints::begin);
         match backend.sample(stopwatch) {
+            Ok(sample) if turn.counted => {
+                let counts = counting.map(|counting| counting.end()).unwrap_or_default();
+                outcome.counted.push(Counted::of(turn.round, &sample, counts));
+            }
             Ok(sample) => {
                 outcome.samples.push(Run {
                     round: turn.round,
@@ -174,6 +201,7 @@ fn measure(
                     first_byte_ns: sample.first_byte_ns,
                     exit_ns: sample.exit_ns,
                     cpu_ns: sample.cpu_ns,
+                    read_bytes: sample.read_bytes,
                 });
                 if !sample.marks.is_empty() && !turn.warm_up {
                     boots.push(sample);
@@ -203,7 +231,7 @@ fn measure_rates(
     for &at_once in &plan.concurrency {
         tell(&format!("{at_once} at once"));
         // In an order of its own each time, as all else.
-        let order = turns(ready.len(), 0, 1, plan.seed.wrapping_add(at_once as u64));
+        let order = turns(ready.len(), 0, 1, false, plan.seed.wrapping_add(at_once as u64));
         for turn in order {
             let (at, backend) = &ready[turn.backend];
             if !outcomes[*at].failed.is_empty() {
@@ -218,6 +246,77 @@ fn measure_rates(
                     outcomes[*at].notes.push(format!("{at_once} at once: {why}"));
                 }
             }
+        }
+    }
+    false
+}
+
+/// Milestones of those that tell them; whether the user wanted no more.
+fn trace(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    for (at, backend) in ready.iter().filter(|(_, backend)| backend.kind.tells_milestones()) {
+        let outcome = &mut outcomes[*at];
+        if !outcome.failed.is_empty() {
+            continue;
+        }
+        tell(&format!("{}: its stages", backend.kind));
+        let mut traces = Vec::new();
+        for _ in 0..plan.runs.min(TRACED) {
+            match backend.trace(stopwatch) {
+                Ok(trace) => traces.push(trace),
+                Err(Failed::Interrupted) => return true,
+                Err(Failed::Because(why)) => outcome.notes.push(format!("its stages were not seen: {why}")),
+            }
+            if stopwatch.is_interrupted() {
+                return true;
+            }
+        }
+        outcome.stages = stages(&traces);
+    }
+    false
+}
+
+/// The memory of each, while it does nothing: a server is left alone, and instead of all else the image's `sleep` runs.
+/// Whether the user wanted no more of it.
+fn weigh(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    workload: &Workload,
+    workspace: &Workspace,
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    let sleeping = |seconds: u64| {
+        let (words, entrypoint) = (vec![seconds.to_string()], Some("sleep".to_owned()));
+        let overrides = Overrides { command: words.clone(), entrypoint: entrypoint.clone(), ..Overrides::default() };
+        let process = ProcessSpec::new(&plan.image.config, &overrides, "bench");
+        let process = process.map_err(|failure| Failed::Because(failure.why))?;
+        Ok::<_, Failed>(Workload { words, entrypoint, process, at_once: 1, ..workload.clone() })
+    };
+    for (at, backend) in ready {
+        let outcome = &mut outcomes[*at];
+        if !outcome.failed.is_empty() {
+            continue;
+        }
+        tell(&format!("{}: its memory", backend.kind));
+        let mut weight = || match plan.http {
+            Some(_) => backend.weigh(stopwatch),
+            None => backend.with(&sleeping(0)?, &sleeping(SECONDS)?, workspace, stopwatch)?.weigh(stopwatch),
+        };
+        match weight() {
+            Ok(Some(weight)) => outcome.weight = Some(weight),
+            Ok(None) => outcome.notes.push("it ended before its memory had been looked at".to_owned()),
+            Err(Failed::Interrupted) => return true,
+            Err(Failed::Because(why)) => outcome.notes.push(format!("its memory was not looked at: {why}")),
+        }
+        if stopwatch.is_interrupted() {
+            return true;
         }
     }
     false

@@ -43,6 +43,40 @@ pub struct Ratio {
     pub told_apart: bool,
 }
 
+/// What is said of an exact number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Number of samples.
+    pub n: usize,
+    /// The middle one, or between the two in the middle.
+    pub median: u64,
+    /// The least.
+    pub min: u64,
+    /// The most.
+    pub max: u64,
+}
+
+impl Count {
+    /// Of these samples; `None` where there are none.
+    pub fn of(samples: &[u64]) -> Option<Self> {
+        let (min, max) = (*samples.iter().min()?, *samples.iter().max()?);
+        Some(Self { n: samples.len(), median: median(&mut samples.to_vec()), min, max })
+    }
+
+    /// From the least to the most, in percent of the median.
+    #[allow(clippy::cast_precision_loss, reason = "two digits are shown")]
+    pub fn spread_percent(&self) -> f64 {
+        100.0 * (self.max - self.min) as f64 / self.median.max(1) as f64
+    }
+}
+
+/// The number and its spread: `952 ± 0.4 %`, where that is half of the way from the least to the most.
+impl fmt::Display for Count {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ± {:.2} %", self.median, self.spread_percent() / 2.0)
+    }
+}
+
 impl Summary {
     /// Of these samples; `None` where there are none.
     pub fn of(samples: &[u64], seed: u64) -> Option<Self> {
@@ -123,6 +157,16 @@ pub fn rank<T: Copy>(sorted: &[T], thousandths: usize) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_have_their_spread() {
+        let count = Count::of(&[1000, 990, 1010]).unwrap();
+        assert_eq!(
+            (count.median, count.min, count.max, count.to_string().as_str()),
+            (1000, 990, 1010, "1000 ± 1.00 %")
+        );
+        assert_eq!((Count::of(&[]), Count::of(&[0]).map(|count| count.spread_percent())), (None, Some(0.0)));
+    }
 
     #[test]
     fn figures_of_known_samples() {

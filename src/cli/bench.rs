@@ -92,6 +92,9 @@ struct StartupArgs {
     /// Have the host forget what it has read of files before each run; for root
     #[arg(long)]
     cold: bool,
+    /// Take times alone: neither look at memory, nor count system calls, exits and instructions
+    #[arg(long)]
+    only_times: bool,
     /// How to print the result
     #[arg(long, value_enum, default_value_t)]
     format: ResultFormat,
@@ -185,6 +188,7 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         templates,
         concurrency: args.concurrency.iter().map(|&at_once| at_once.into()).collect(),
         cold_caches: args.cold,
+        only_times: args.only_times,
         http: args.http,
         earlier,
     };

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{ArgAction, Args, ValueEnum};
+use coracle::milestones::reach;
 use coracle::supervisor::Connection;
 use coracle::supervisor::wire::Request;
 
@@ -53,6 +54,7 @@ enum Attached {
 /// # Errors
 /// What could not be done, in three lines.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    reach("command line read");
     let what = format!("cannot run {}", args.container.origin());
     let (has_input, has_terminal) = args.container.program(&what)?;
     let foreground = !args.detach;
@@ -61,6 +63,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let terminal = has_terminal && foreground;
     session::check_terminal(terminal, input, &what)?;
     let container = args.container.create(&what)?;
+    reach("image found, container recorded");
     let tell_ports = || {
         let ports = args.container.unspoken_ports();
         if !ports.is_empty() {

@@ -16,6 +16,8 @@ use super::image_template::{self, Prepared};
 use super::template;
 use crate::cache;
 use crate::failure::Failure;
+use crate::milestones;
+use crate::vmm::clock::monotonic_ns;
 use crate::vmm::config::MachineConfig;
 use crate::vmm::control::{Event, Request};
 use crate::vmm::devices::exit::GuestEnd;
@@ -140,8 +142,9 @@ impl MicroVm {
     }
 
     fn launch(launch: Launch, devices: &Devices, clone: Option<Vec<MacAddress>>) -> Result<Self, Failure> {
+        let launched = monotonic_ns();
         let vmm = Vmm::start(launch)?;
-        let events = follow(&vmm)?;
+        let events = follow(&vmm, launched)?;
         Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone, has_container: false })
     }
 
@@ -295,12 +298,15 @@ fn command_line(devices: &Devices) -> &'static str {
 }
 
 /// Passes the VMM's events on, so that the guest's end is known whenever it comes.
-fn follow(vmm: &Vmm) -> Result<Receiver<Event>, Failure> {
+fn follow(vmm: &Vmm, launched: u64) -> Result<Receiver<Event>, Failure> {
     let control = vmm.control.try_clone().map_err(|error| Failure::new("cannot follow the VMM", error, LOOK))?;
     let (sender, events) = channel();
     thread::spawn(move || {
         for line in BufReader::new(control).lines().map_while(Result::ok) {
             let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
+            if let Event::Stage(mark) = &event {
+                milestones::reach_at(format_args!("VMM: {}", mark.stage), launched + mark.wall_ns);
+            }
             if sender.send(event).is_err() {
                 break;
             }

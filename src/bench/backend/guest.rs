@@ -58,6 +58,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
             "its configuration goes through its control socket; 1 vCPU, 128 MiB, the image's disk, vsock".to_owned(),
         ],
         beside: Vec::new(),
+        way: 0,
         run: Run::Guest(Box::new(guest)),
     }])
 }
@@ -113,10 +114,12 @@ impl Guest {
         let _ = errors.map(JoinHandle::join);
         match ended.status() {
             0 => Ok(Sample {
+                spawned_ns: start,
                 ready_ns: Some(ready_ns),
                 first_byte_ns,
                 exit_ns: Some(exit_ns),
                 cpu_ns: None,
+                read_bytes: None,
                 marks,
                 started_ns: Some(started_ns),
             }),

@@ -9,18 +9,22 @@ mod vm;
 mod workspace;
 
 use std::fmt;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 use self::oci::Root;
 pub(super) use self::oci::mounted;
 pub use self::workspace::Workspace;
 use super::burst::{self, Burst, NoBurst};
 use super::measure::{Observed, Outcome, Stopwatch, Until};
+use super::weight::{SECONDS, Weight, weighed};
 use crate::image::Image;
+use crate::milestones;
 use crate::sandbox::ProcessSpec;
 use crate::vmm::stages::Mark;
 
@@ -91,6 +95,16 @@ impl Kind {
         matches!(self, Self::Container | Self::Crun | Self::Runc | Self::Podman)
     }
 
+    /// Runs after which it is as quick as it will be: a fourth start is from the image's template.
+    fn first_runs(self) -> usize {
+        if self == Self::Vm { 4 } else { 1 }
+    }
+
+    /// Whether it is our own command line, which tells how far it has come.
+    pub fn tells_milestones(self) -> bool {
+        matches!(self, Self::Vm | Self::VmCold | Self::Container)
+    }
+
     /// Whether it can have an address that the host reaches.
     pub fn can_serve(self) -> bool {
         matches!(self, Self::Vm | Self::VmCold | Self::Container | Self::Podman)
@@ -153,6 +167,8 @@ pub struct Backend {
     pub notes: Vec<String>,
     /// More of the same, to be started beside it; for those that cannot be started twice at once as they are.
     beside: Vec<(Vec<String>, Root)>,
+    /// Which of the ways to run it works, by its place.
+    way: usize,
     run: Run,
 }
 
@@ -164,6 +180,8 @@ enum Run {
 /// What one run gave. Times are in nanoseconds.
 #[derive(Clone, Debug, Default)]
 pub struct Sample {
+    /// When it was spawned, by the monotonic clock.
+    pub spawned_ns: u64,
     /// To where the agent is ready, for a boot.
     pub ready_ns: Option<u64>,
     /// To the first byte on standard output.
@@ -172,6 +190,8 @@ pub struct Sample {
     pub exit_ns: Option<u64>,
     /// Processor time of all of it.
     pub cpu_ns: Option<u64>,
+    /// Bytes read from disks.
+    pub read_bytes: Option<u64>,
     /// Stages of a boot.
     pub marks: Vec<Mark>,
     /// To where the agent says that the program runs.
@@ -194,7 +214,8 @@ impl From<io::Error> for Failed {
 }
 
 impl Backend {
-    /// Makes one ready, up to a first run, which shows whether it works.
+    /// Makes one ready, up to a first run, which shows whether it works, and as many more as it takes to be as quick as it
+    /// will be from then on.
     ///
     /// # Errors
     /// Why it cannot be had here, or that the user wants no more.
@@ -204,27 +225,55 @@ impl Backend {
         workspace: &Workspace,
         stopwatch: &mut Stopwatch,
     ) -> Result<Self, Failed> {
-        let candidates = match kind {
-            Kind::Vm | Kind::VmCold | Kind::Container => vm::candidates(kind, workload),
-            Kind::Crun | Kind::Runc => oci::candidates(kind, workload, workspace),
-            Kind::Podman => podman::candidates(workload, workspace),
-            Kind::Vmm => guest::candidates(workload, workspace),
-            Kind::QemuMicrovm => qemu::candidates(workload),
-        };
+        let candidates = candidates(kind, workload, workspace);
         if workload.http.is_some() && !kind.can_serve() {
             return Err(Failed::Because("it has no network here, and so cannot serve".to_owned()));
         }
         // The first way that works is the one.
         let mut reasons: Vec<String> = Vec::new();
-        for candidate in candidates.map_err(Failed::Because)? {
-            match candidate.sample(stopwatch) {
-                Ok(_) => return Ok(candidate),
+        for (way, candidate) in candidates.map_err(Failed::Because)?.into_iter().enumerate() {
+            let first = (0..kind.first_runs()).try_for_each(|_| candidate.sample(stopwatch).map(drop));
+            match first {
+                Ok(()) => return Ok(Self { way, ..candidate }),
                 Err(Failed::Interrupted) => return Err(Failed::Interrupted),
                 Err(Failed::Because(why)) if reasons.contains(&why) => {}
                 Err(Failed::Because(why)) => reasons.push(why),
             }
         }
         Err(Failed::Because(reasons.join("; otherwise: ")))
+    }
+
+    /// The same for another workload of the same image, once it has run with `first`.
+    ///
+    /// # Errors
+    /// Why it cannot be had, or that the user wants no more.
+    pub fn with(
+        &self,
+        first: &Workload,
+        workload: &Workload,
+        workspace: &Workspace,
+        stopwatch: &mut Stopwatch,
+    ) -> Result<Self, Failed> {
+        Self::prepare(self.kind, first, workspace, stopwatch)?;
+        let all = candidates(self.kind, workload, workspace).map_err(Failed::Because)?;
+        let same = all.into_iter().nth(self.way);
+        same.ok_or_else(|| Failed::Because("it cannot be had a second time".to_owned()))
+    }
+
+    /// Runs it once, and looks at the memory that all of it takes; `None` where it went too quickly for that.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn weigh(&self, stopwatch: &mut Stopwatch) -> Result<Option<Weight>, Failed> {
+        weighed(|| {
+            stopwatch.linger(Duration::from_secs(SECONDS));
+            let outcome = self.sample(stopwatch);
+            stopwatch.linger(Duration::ZERO);
+            outcome.map(|_| match self.run {
+                Run::Program { .. } => stopwatch.ended(),
+                Run::Guest(_) => Instant::now(),
+            })
+        })
     }
 
     /// Starts it many times, so many at once; `None` where that makes no sense.
@@ -254,6 +303,29 @@ impl Backend {
     /// # Errors
     /// It failed, or the user wants no more.
     pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
+        self.run(stopwatch, None)
+    }
+
+    /// Runs it once, and gives its milestones, with nanoseconds from just before it was spawned.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn trace(&self, stopwatch: &mut Stopwatch) -> Result<Vec<(String, u64)>, Failed> {
+        let mut file = NamedTempFile::new()?;
+        let sample = self.run(stopwatch, Some(file.path()))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let since = |(name, ns): (String, u64)| (name, ns.saturating_sub(sample.spawned_ns));
+        let mut all: Vec<_> = milestones::parse(&text).into_iter().map(since).collect();
+        if !all.is_empty() {
+            all.extend(sample.first_byte_ns.map(|ns| ("first byte".to_owned(), ns)));
+            all.extend(sample.exit_ns.map(|ns| ("end".to_owned(), ns)));
+            all.sort_by_key(|milestone| milestone.1);
+        }
+        Ok(all)
+    }
+
+    fn run(&self, stopwatch: &mut Stopwatch, milestones: Option<&Path>) -> Result<Sample, Failed> {
         let (root, until) = match &self.run {
             Run::Guest(guest) => return guest.sample(stopwatch),
             Run::Program { root, until } => (root, *until),
@@ -262,7 +334,9 @@ impl Backend {
         let [program, arguments @ ..] = &self.command[..] else {
             return Err(Failed::Because("there is no program".to_owned()));
         };
-        let seen = match stopwatch.run(Command::new(program).args(arguments), until, PATIENCE)? {
+        let mut command = Command::new(program);
+        command.args(arguments).envs(milestones.map(|path| (milestones::VARIABLE, path)));
+        let seen = match stopwatch.run(&mut command, until, PATIENCE)? {
             Outcome::Done(seen) => seen,
             Outcome::Interrupted => return Err(Failed::Interrupted),
             Outcome::TimedOut => {
@@ -271,18 +345,28 @@ impl Backend {
             }
         };
         judge(&seen, until)?;
+        let used = Sample {
+            spawned_ns: seen.started_ns,
+            cpu_ns: Some(seen.cpu_ns),
+            read_bytes: Some(seen.read_bytes),
+            ..Sample::default()
+        };
         Ok(match until {
-            Until::Http(_) => {
-                Sample { first_byte_ns: seen.first_byte_ns, cpu_ns: Some(seen.cpu_ns), ..Sample::default() }
-            }
-            Until::Byte(_) => Sample { ready_ns: seen.first_byte_ns, cpu_ns: Some(seen.cpu_ns), ..Sample::default() },
-            Until::Exit => Sample {
-                first_byte_ns: seen.first_byte_ns,
-                exit_ns: Some(seen.exit_ns),
-                cpu_ns: Some(seen.cpu_ns),
-                ..Sample::default()
-            },
+            Until::Http(_) => Sample { first_byte_ns: seen.first_byte_ns, ..used },
+            Until::Byte(_) => Sample { ready_ns: seen.first_byte_ns, ..used },
+            Until::Exit => Sample { first_byte_ns: seen.first_byte_ns, exit_ns: Some(seen.exit_ns), ..used },
         })
+    }
+}
+
+/// The ways to run it, the best first.
+fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+    match kind {
+        Kind::Vm | Kind::VmCold | Kind::Container => vm::candidates(kind, workload),
+        Kind::Crun | Kind::Runc => oci::candidates(kind, workload, workspace),
+        Kind::Podman => podman::candidates(workload, workspace),
+        Kind::Vmm => guest::candidates(workload, workspace),
+        Kind::QemuMicrovm => qemu::candidates(workload),
     }
 }
 

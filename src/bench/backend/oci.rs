@@ -79,7 +79,7 @@ pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Res
         let without = "without control groups, which do not work for it here".to_owned();
         let notes = if cgroups { Vec::new() } else { vec![without] };
         let run = Run::Program { root: Some(root), until: Until::Exit };
-        Ok(Backend { kind, command, version: version.clone(), notes, beside, run })
+        Ok(Backend { kind, command, version: version.clone(), notes, beside, way: 0, run })
     };
     // runc has no way to do without.
     let ways: &[bool] = if kind == Kind::Crun { &[true, false] } else { &[true] };

@@ -70,7 +70,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         let mut notes = vec!["it alone has a seccomp filter, which is its default".to_owned()];
         notes.extend((!note.is_empty()).then(|| note.to_owned()));
         let run = Run::Program { root: None, until };
-        Backend { kind: Kind::Podman, command, version: version.clone(), notes, beside: Vec::new(), run }
+        Backend { kind: Kind::Podman, command, version: version.clone(), notes, beside: Vec::new(), way: 0, run }
     };
     Ok(ways().into_iter().map(candidate).collect())
 }

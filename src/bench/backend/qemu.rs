@@ -46,6 +46,7 @@ pub fn candidates(workload: &Workload) -> Result<Vec<Backend>, String> {
             "its guest has no vsock, which needs /dev/vhost-vsock: one device less than coracle-vmm".to_owned(),
         ],
         beside: Vec::new(),
+        way: 0,
         run: Run::Program { root: None, until: Until::Byte(BOOT_STAGE_READY) },
     }])
 }

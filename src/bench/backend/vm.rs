@@ -40,6 +40,7 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
         version: concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned(),
         notes: Vec::new(),
         beside: Vec::new(),
+        way: 0,
         run: Run::Program { root: None, until },
     }])
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::super::html::STYLE;
 use super::super::machine::Machine;
+use super::super::report::mib;
 use super::super::statistics::rank;
 use super::super::svg::{ecdf, escape, time};
 use crate::supervisor::footprint::Footprint;
@@ -185,11 +186,6 @@ impl Step {
             mib(self.host),
         ]
     }
-}
-
-#[allow(clippy::cast_precision_loss, reason = "two digits are shown")]
-fn mib(bytes: u64) -> String {
-    format!("{:.2} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 #[cfg(test)]

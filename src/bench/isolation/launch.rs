@@ -33,26 +33,29 @@ const LINE: u64 = 64 << 10;
 pub enum Kind {
     /// `coracle run`.
     Vm,
-    /// `podman run`, as it is.
+    /// `coracle run --isolation container`.
     Container,
+    /// `podman run`, as it is.
+    Podman,
     /// `podman run` with all that it has against its tenants.
     Hardened,
 }
 
 /// A name that is no sandbox's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is one of vm, container, hardened")]
+#[error("it is one of vm, container, podman, hardened")]
 pub struct UnknownKind;
 
 impl Kind {
     /// All, in the order of reports.
-    pub const ALL: [Self; 3] = [Self::Vm, Self::Container, Self::Hardened];
+    pub const ALL: [Self; 4] = [Self::Vm, Self::Container, Self::Podman, Self::Hardened];
 
     /// Its name on the command line and in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Vm => "vm",
             Self::Container => "container",
+            Self::Podman => "podman",
             Self::Hardened => "hardened",
         }
     }
@@ -61,7 +64,8 @@ impl Kind {
     pub fn what(self) -> &'static str {
         match self {
             Self::Vm => "coracle run, as users have it",
-            Self::Container => "podman run, as users have it",
+            Self::Container => "coracle run --isolation container",
+            Self::Podman => "podman run, as users have it",
             Self::Hardened => "podman run without capabilities, with user namespace, no new privileges, read-only",
         }
     }
@@ -152,7 +156,7 @@ impl Ground {
     /// It is not installed.
     pub fn version(&self, kind: Kind) -> Result<String, String> {
         match kind {
-            Kind::Vm => Ok(concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned()),
+            Kind::Vm | Kind::Container => Ok(concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned()),
             _ => version("podman").ok_or_else(|| "podman is not installed: apt-get install podman crun".to_owned()),
         }
     }
@@ -162,9 +166,12 @@ impl Ground {
         let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         let mut command = match kind {
             None => vec![self.probe.display().to_string()],
-            Some(Kind::Vm) => {
+            Some(kind @ (Kind::Vm | Kind::Container)) => {
                 let mut command = vec![self.coracle.display().to_string()];
                 command.extend(own(&["run", "--rm", "-i", "--network", "none"]));
+                if kind == Kind::Container {
+                    command.extend(own(&["--isolation", "container"]));
+                }
                 command.push(self.image.clone());
                 command
             }

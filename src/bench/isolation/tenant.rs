@@ -14,8 +14,8 @@ use super::catalogue::Facts;
 use super::inside::{READY, announce};
 use super::sys::call;
 
-/// A user that hosts do not have: neither of theirs, nor of ranges that containers get.
-const USER: u32 = 64_321;
+/// Users that hosts do not have: neither of theirs, nor of ranges that containers get. Each run takes one.
+const USERS: std::ops::Range<u32> = 64_300..65_300;
 /// Processes of that user.
 const PROCESSES: usize = 5;
 /// Instances of inotify that are taken at most.
@@ -41,11 +41,11 @@ impl Tenant {
         fs::write(&file, marker)?;
         let facts = Facts {
             marker: marker.to_owned(),
-            uid: USER,
+            uid: USERS.start + std::process::id() % (USERS.end - USERS.start),
             port: port.local_addr()?.port(),
             file,
-            key: i32::from_str_radix(marker.trim_start_matches(|c: char| !c.is_ascii_digit()), 16)
-                .unwrap_or(0x0c0_ac1e),
+            // Two runs at once must not take away each other's.
+            key: i32::try_from(std::process::id()).unwrap_or(i32::MAX),
             disk: disk(),
             shared: shared.to_owned(),
             patience,

@@ -35,7 +35,7 @@ Exit status: 0 where something was found out; 125 where nothing was; 130 after C
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct IsolationArgs {
-    /// Where to look [default: all]: vm, container, hardened
+    /// Where to look [default: all]: vm, container, podman, hardened
     #[arg(long, visible_alias = "backend", value_name = "LIST", value_delimiter = ',')]
     backends: Vec<Kind>,
     /// Probes, instead of all; `--list` has their names

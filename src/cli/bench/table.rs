@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 use coracle::bench::comparison::Change;
-use coracle::bench::report::{Outcome, Report, Step};
+use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD};
 use coracle::bench::statistics::Summary;
 
 use super::super::units;
@@ -68,6 +68,24 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
             [&[one.name.to_owned()][..], &spread(one.ready.as_ref()), &[middle(one.cpu.as_ref()), ratio(one)]].concat()
         };
         units::table(out, &head, &boots.iter().map(row).collect::<Vec<_>>())?;
+    }
+    let weighed: Vec<&Outcome> = report.backends.iter().filter(|one| one.has_weight()).collect();
+    if !weighed.is_empty() {
+        writeln!(
+            out,
+            "\n{bold}What all processes take while the program sleeps, and ask of the host in one run{bold:#}"
+        )?;
+        units::table(out, &WEIGHT_HEAD, &weighed.iter().map(|one| one.weight_cells().to_vec()).collect::<Vec<_>>())?;
+    }
+    for one in report.backends.iter().filter(|one| !one.stages.is_empty()) {
+        writeln!(out, "\n{bold}Stages of {}{bold:#}", one.name)?;
+        let before = std::iter::once(0).chain(one.stages.iter().map(|step| step.wall_ns));
+        let row = |(step, before): (&Step, u64)| {
+            let took = step.wall_ns.saturating_sub(before);
+            vec![step.stage.clone(), milliseconds(step.wall_ns), milliseconds(took)]
+        };
+        let rows = one.stages.iter().zip(before).map(row).collect::<Vec<_>>();
+        units::table(out, &["STAGE", "AT MS", "TOOK MS"], &rows)?;
     }
     if !report.waterfall.is_empty() {
         writeln!(out, "\n{bold}Stages of coracle-vmm, cold{bold:#}")?;

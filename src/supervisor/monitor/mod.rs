@@ -33,6 +33,7 @@ use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use super::{describe, warm};
 use crate::failure::{EXIT_FAILURE, Failure};
+use crate::milestones::reach;
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
     self, Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Remains, Running,
@@ -83,6 +84,7 @@ enum Phase {
 /// # Errors
 /// None that `client` has not been told; for the log.
 pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
+    reach("monitor runs");
     let client = UnixStream::from(client);
     allow_connections();
     let prepared = Container::open(directory).and_then(|container| {
@@ -193,6 +195,7 @@ impl Monitor {
         let shared = shares::Shares::find(&self.container, first)?;
         let written = config.storage_size.map(|size| self.written(size, origin.as_ref())).transpose()?;
         let container = describe::container(config, connected.as_ref(), &shared.describe());
+        reach("network and disks ready");
         let (mut serving, mut to_make) = (Vec::new(), None);
         let sandbox = match &config.isolation {
             Isolation::MicroVm => {
@@ -240,6 +243,7 @@ impl Monitor {
                 output: true,
             })?,
         };
+        reach("program started");
         *self.input.lock().expect("no thread panics while it holds this") = process.stdin.take();
         state.status = Status::Running;
         state.pid = sandbox.pid();
