@@ -90,7 +90,7 @@ fn what_is_shared_is_found_and_an_interrupt_keeps_it() {
     assert_eq!(home.left(), 0);
 }
 
-/// A VM has nothing of the host's but the VMM around it, whose user the host knows.
+/// A VM has nothing of the host's, and what is around it has no rights there.
 #[test]
 fn a_vm_has_a_kernel_of_its_own() {
     let home = Home::new();
@@ -101,7 +101,10 @@ fn a_vm_has_a_kernel_of_its_own() {
         ("files", "isolated"),
         ("mount", "isolated"),
         ("visible-process", "isolated"),
-        ("boundary-user", "shared"),
+        ("boundary-user", "isolated"),
+        ("boundary-capabilities", "isolated"),
+        ("boundary-seccomp", "isolated"),
+        ("boundary-privileges", "isolated"),
     ];
     let only = expected.map(|(name, _)| name).join(",");
     let (status, stdout, stderr) =

@@ -84,8 +84,9 @@ fn containers_have_different_users_and_do_not_see_their_monitors_socket() {
         home.ok(&["run", "-d", "--name", name, "--network", "none", "IMAGE", "sleep", "1000"]);
         let pid: u32 = home.field(name, "{{.State.Pid}}").parse().unwrap();
         let files = fs::read_dir(format!("/proc/{pid}/root")).unwrap();
-        let files: Vec<_> = files.map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(files, ["vsock"]);
+        let files: Vec<_> = files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        // The second is the port for its errors.
+        assert!(files.iter().all(|name| name == "vsock" || name.starts_with("vsock_")), "{files:?}");
         assert_locked(pid)
     });
     assert_ne!(users[0], users[1]);
