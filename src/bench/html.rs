@@ -8,7 +8,7 @@ use super::statistics::Summary;
 use super::svg::{bars, ecdf, escape, series, time, waterfall};
 
 /// Light, or dark where the reader prefers that. Colours are told apart by people who see few (Okabe, Ito 2008).
-pub(super) const STYLE: &str = "\
+const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1a1c1e;--bg:#fff;--dim:#5f6670;--rule:#dde1e6;--c0:#0072b2;--c1:#56b4e9;--c2:#d55e00;\
 --c3:#e69f00;--c4:#009e73;--c5:#cc79a7;--c6:#7f7f7f;--c7:#8c6d31}\
 @media(prefers-color-scheme:dark){:root{--fg:#e6e8ea;--bg:#14171a;--dim:#a0a7b0;--rule:#343a41;--c0:#3d8fe0;--c1:#a5dcff;\
@@ -28,25 +28,44 @@ svg .line{fill:none;stroke-width:1.6}\
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{padding:.25rem .6rem .25rem 0;text-align:right;\
 border-bottom:1px solid var(--rule);white-space:nowrap}th:first-child,td:first-child{text-align:left}code{font-size:.85em}";
 
+/// The beginning of each page, with its title, and what it has of style besides [`STYLE`].
+pub(super) fn head(title: &str, more: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" \
+         content=\"width=device-width, initial-scale=1\"/><title>{title}</title><style>{STYLE}{more}</style></head>\n\
+         <body><main><h1>{title}</h1>"
+    )
+}
+
+/// Its end.
+pub(super) const END: &str = "</main></body></html>\n";
+
+/// What must be known of figures.
+pub(super) fn notes(notes: &[String]) -> String {
+    let items: String = notes.iter().map(|note| format!("<li>{}</li>", escape(note))).collect();
+    format!("<h2>What must be known of this</h2><ul>{items}</ul>")
+}
+
+/// How they came about.
+pub(super) fn facts(title: &str, facts: &[String]) -> String {
+    let items: String = facts.iter().map(|fact| format!("<li class=\"dim\">{}</li>", escape(fact))).collect();
+    format!("<h2>{title}</h2><ul>{items}</ul>")
+}
+
 /// The page.
 pub fn page(report: &Report) -> String {
-    let mut page = String::from("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>");
-    page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>";
-    let title = format!("Start of {}: VM against container", report.image);
+    let mut page = head(&format!("Start of {}: VM against container", report.image), "");
     // Writing to a String cannot fail.
-    let _ = write!(page, "<title>{}</title><style>{STYLE}</style></head>\n<body><main>", escape(&title));
-    let _ = write!(page, "<h1>{}</h1>", escape(&title));
     let command = escape(&report.command.join(" "));
     let _ = write!(page, "<p><code>{command}</code> · {}</p>", escape(&headline(report)));
     page += &plots(report);
     page += &table(report);
     page += &weights(report);
     page += &comparison(report);
-    page += "<h2>What must be known of these figures</h2><ul>";
-    report.notes.iter().for_each(|note| _ = write!(page, "<li>{}</li>", escape(note)));
-    page += "</ul>";
+    page += &notes(&report.notes);
     page += &circumstances(report);
-    page + "</main></body></html>\n"
+    page + END
 }
 
 /// The result in one sentence.
@@ -228,13 +247,9 @@ fn circumstances(report: &Report) -> String {
     if !host.governor.is_empty() {
         facts.push(format!("frequency governor {}", host.governor));
     }
-    let mut text = "<h2>How it was measured</h2><ul>".to_owned();
-    facts.iter().for_each(|fact| _ = write!(text, "<li class=\"dim\">{}</li>", escape(fact)));
-    for one in report.backends.iter().filter(|one| !one.command.is_empty()) {
-        let (what, version, command) = (escape(one.what), escape(&one.version), escape(&one.command.join(" ")));
-        let _ = write!(text, "<li class=\"dim\">{}: {what}; {version}: <code>{command}</code></li>", one.name);
-    }
-    text + "</ul>"
+    let tried = report.backends.iter().filter(|one| !one.command.is_empty());
+    facts.extend(tried.map(|one| format!("{}: {}; {}: {}", one.name, one.what, one.version, one.command.join(" "))));
+    self::facts("How it was measured", &facts)
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ impl Machine {
         ]
     }
 
+    /// The same on a line of a terminal.
+    pub fn line(&self) -> String {
+        format!("{} · {} · {} CPUs · Linux {}", self.description, self.cpu, self.cpus, self.kernel)
+    }
+
     /// Looks at this one.
     pub fn look() -> Self {
         let host = Host::detect();

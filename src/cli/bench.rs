@@ -7,21 +7,18 @@ mod reports;
 mod table;
 
 use std::env;
-use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Subcommand};
 use coracle::bench::backend::Kind;
 use coracle::bench::comparison::Earlier;
-use coracle::bench::report::Report;
 use coracle::bench::startup::{self, Plan};
 use coracle::bench::{html, schedule};
 use coracle::failure::Failure;
-use coracle::image::{Platform, PullOptions, PullPolicy};
 use coracle::sandbox::{Overrides, ProcessSpec};
 
-use super::pull_progress::{ProgressKind, PullProgress};
+use self::reports::ResultArgs;
 use super::registry_access::AccessArgs;
 use super::store;
 
@@ -30,8 +27,6 @@ const DEFAULT_PROGRAM: &str = "echo";
 const DEFAULT_WORD: &str = "ready";
 /// Most starts at once.
 const MOST_AT_ONCE: i64 = 256;
-/// Exit status of what the user has interrupted, as shells have it.
-const INTERRUPTED: u8 = 130;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,18 +90,11 @@ struct StartupArgs {
     /// Take times alone: neither look at memory, nor count system calls, exits and instructions
     #[arg(long)]
     only_times: bool,
-    /// How to print the result
-    #[arg(long, value_enum, default_value_t)]
-    format: ResultFormat,
     /// Draw the order of runs from this number, as an earlier result names it
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
-    /// Write index.html, result.json and runs.csv into this directory as well
-    #[arg(long, value_name = "DIR")]
-    report: Option<PathBuf>,
-    /// Print nothing of what is being done
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    result: ResultArgs,
     #[command(flatten)]
     access: AccessArgs,
     /// The image, and the command instead of `echo ready`
@@ -117,17 +105,6 @@ struct StartupArgs {
         required_unless_present = "image"
     )]
     words: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum ResultFormat {
-    /// For people
-    #[default]
-    Table,
-    /// For programs: see docs/benchmark.md
-    Json,
-    /// Each run, for a spreadsheet
-    Csv,
 }
 
 /// Measures, and prints what was found.
@@ -145,7 +122,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     let (name, command) = split(args);
     let what = format!("cannot measure how image {name} starts");
-    reports::prepare(args.report.as_deref())?;
+    args.result.prepare()?;
     let earlier = args.baseline.as_deref().map(|path| earlier(path, &what)).transpose()?;
     if args.cold && !rustix::process::geteuid().is_root() {
         let why = "only root can have the host forget what it has read";
@@ -153,11 +130,7 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     }
     let store = store::open(&what)?;
     let _held = store.hold_content().map_err(store::explain(&what))?;
-    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { ProgressKind::Auto });
-    let options = PullOptions { platform: Platform::native(), access: args.access.access() };
-    let image = store.obtain(name, PullPolicy::Missing, &options, &progress);
-    progress.finish();
-    let image = image.map_err(Failure::from)?;
+    let image = args.result.obtain(&store, name, &args.access)?;
     let (entrypoint, words) = match command {
         // A server is what the image says.
         [] if args.http.is_some() => (None, Vec::new()),
@@ -192,22 +165,14 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         http: args.http,
         earlier,
     };
-    let quiet = args.quiet;
-    let report = startup::run(&plan, &store, &mut |text| {
-        if !quiet {
-            // With stderr closed there is no one to tell.
-            let _ = writeln!(io::stderr(), "{text}");
-        }
-    })?;
-    print(&report, args.format)?;
-    if let Some(directory) = &args.report {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        reports::save(
-            directory,
-            &[("index.html", html::page(&report)), ("result.json", json), ("runs.csv", report.csv())],
-        )?;
-    }
-    Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    let report = startup::run(&plan, &store, &mut args.result.tell())?;
+    args.result.publish(
+        &report,
+        report.interrupted,
+        ("runs.csv", report.csv()),
+        || html::page(&report),
+        |mut out| table::write(&report, &mut out),
+    )
 }
 
 /// An earlier result.
@@ -233,15 +198,6 @@ fn knows_templates() -> bool {
     let command = super::Cli::command();
     let run = command.find_subcommand("run");
     run.is_some_and(|run| run.get_arguments().any(|argument| argument.get_long() == Some("no-template")))
-}
-
-fn print(report: &Report, format: ResultFormat) -> anyhow::Result<()> {
-    match format {
-        ResultFormat::Table => table::write(report, &mut anstream::stdout().lock())?,
-        ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(report)?)?,
-        ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::super::html::STYLE;
+use super::super::html::{END, facts, head};
 use super::super::machine::Machine;
 use super::super::report::mib;
 use super::super::statistics::rank;
@@ -113,17 +113,16 @@ impl Report {
 
     /// A page that needs nothing else.
     pub fn page(&self) -> String {
-        let title = escape(&format!("Density of {}", self.image));
-        let mut page = format!(
-            "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><meta name=\"viewport\" \
-             content=\"width=device-width, initial-scale=1\"/><title>{title}</title><style>{STYLE}</style></head>\n\
-             <body><main><h1>{title}</h1><p><code>{}</code> · {} containers; {}; on {}</p>",
+        let mut page = head(&format!("Density of {}", self.image), "");
+        // Writing to a String cannot fail.
+        let _ = write!(
+            page,
+            "<p><code>{}</code> · {} containers; {}; on {}</p>",
             escape(&self.command.join(" ")),
             self.started.len(),
             escape(&self.stopped),
             escape(&self.host.description)
         );
-        // Writing to a String cannot fail.
         let _ = write!(page, "<h2>As they become more</h2><div class=\"wide\"><table><thead><tr>");
         HEAD.iter().for_each(|name| _ = write!(page, "<th>{name}</th>"));
         page += "</tr></thead><tbody>";
@@ -151,21 +150,9 @@ impl Report {
                  <div class=\"legend\">{keys}</div></figcaption></figure>"
             );
         }
-        let host = &self.host;
-        let facts = format!(
-            "Coracle {}, {}; {}; {} CPUs; {} MiB; Linux {}; load {:.2} before, {:.2} after; {} started at once",
-            self.coracle,
-            self.began,
-            host.cpu,
-            host.cpus,
-            host.memory_kib >> 10,
-            host.kernel,
-            host.load_before,
-            host.load_after,
-            self.at_once
-        );
-        let _ = write!(page, "<p class=\"dim\">{}</p><p class=\"dim\">{}</p>", escape(&facts), escape(host.meaning));
-        page + "</main></body></html>\n"
+        let [machine, load] = self.host.facts();
+        let begun = format!("Coracle {}, {}; {} started at once", self.coracle, self.began, self.at_once);
+        page + &facts("How it was measured", &[begun, machine, load, self.host.meaning.to_owned()]) + END
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::super::html::STYLE;
+use super::super::html::{END, facts, head, notes};
 use super::super::svg::escape;
 use super::catalogue::Group;
 use super::judge::Verdict;
@@ -25,11 +25,8 @@ const VERDICTS: [Verdict; 4] = [Verdict::Isolated, Verdict::Limited, Verdict::Sh
 
 /// The page.
 pub fn page(report: &Report) -> String {
-    let mut page = String::from("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>");
-    page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>";
-    let title = "Isolation: VM against container";
+    let mut page = head("Isolation: VM against container", MORE);
     // Writing to a String cannot fail.
-    let _ = write!(page, "<title>{title}</title><style>{STYLE}{MORE}</style></head>\n<body><main><h1>{title}</h1>");
     let _ = write!(page, "<p>{}</p>", escape(&headline(report)));
     page += &bars(report);
     for group in Group::ALL {
@@ -38,11 +35,9 @@ pub fn page(report: &Report) -> String {
             let _ = write!(page, "<h2>{}</h2>{}", group.title(), matrix(report, &rows));
         }
     }
-    page += "<h2>What must be known of this</h2><ul>";
-    report.notes.iter().for_each(|note| _ = write!(page, "<li>{}</li>", escape(note)));
-    page += "</ul>";
+    page += &notes(&report.notes);
     page += &circumstances(report);
-    page + "</main></body></html>\n"
+    page + END
 }
 
 fn headline(report: &Report) -> String {
@@ -135,9 +130,7 @@ fn circumstances(report: &Report) -> String {
         let words = one.command.iter().take_while(|word| *word != "look").cloned().collect::<Vec<_>>();
         format!("{}: {}; {}: {}", one.name, one.what, one.version, words.join(" "))
     }));
-    let mut text = "<h2>How it was looked at</h2><ul>".to_owned();
-    facts.iter().for_each(|fact| _ = write!(text, "<li class=\"dim\">{}</li>", escape(fact)));
-    text + "</ul>"
+    self::facts("How it was looked at", &facts)
 }
 
 #[cfg(test)]

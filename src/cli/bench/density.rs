@@ -3,21 +3,17 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use coracle::bench::density::report::{HEAD, Report};
 use coracle::bench::density::{self, Plan};
-use coracle::failure::Failure;
-use coracle::image::{Platform, PullOptions, PullPolicy};
 use coracle::supervisor::Containers;
 
 use super::super::create::{bytes, memory};
-use super::super::pull_progress::{ProgressKind, PullProgress};
 use super::super::registry_access::AccessArgs;
 use super::super::{store, units};
-use super::{INTERRUPTED, ResultFormat, reports};
+use super::reports::ResultArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -52,15 +48,8 @@ pub struct DensityArgs {
     /// Started at the same time [default: one for each CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     at_once: Option<u8>,
-    /// How to print the result
-    #[arg(long, value_enum, default_value_t)]
-    format: ResultFormat,
-    /// Write index.html, result.json and runs.csv into this directory as well
-    #[arg(long, value_name = "DIR")]
-    report: Option<PathBuf>,
-    /// Print nothing of what is being done
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    result: ResultArgs,
     #[command(flatten)]
     access: AccessArgs,
     /// The image
@@ -76,14 +65,10 @@ pub struct DensityArgs {
 /// Nothing could be measured, or the report cannot be written.
 pub fn run(args: &DensityArgs) -> anyhow::Result<ExitCode> {
     let what = format!("cannot measure how many containers of image {} fit", args.image);
-    reports::prepare(args.report.as_deref())?;
+    args.result.prepare()?;
     let store = store::open(&what)?;
     let _held = store.hold_content().map_err(store::explain(&what))?;
-    let progress = PullProgress::new(if args.quiet { ProgressKind::None } else { ProgressKind::Auto });
-    let options = PullOptions { platform: Platform::native(), access: args.access.access() };
-    let image = store.obtain(&args.image, PullPolicy::Missing, &options, &progress);
-    progress.finish();
-    image.map_err(Failure::from)?;
+    args.result.obtain(&store, &args.image, &args.access)?;
     let command =
         if args.command.is_empty() { ["sleep", "1000000"].map(str::to_owned).to_vec() } else { args.command.clone() };
     let plan = Plan {
@@ -96,29 +81,15 @@ pub fn run(args: &DensityArgs) -> anyhow::Result<ExitCode> {
         reserve: args.reserve,
         coracle: env::current_exe()?,
     };
-    let quiet = args.quiet;
-    let report = density::run(&plan, &Containers::open(store.root())?, &mut |text| {
-        if !quiet {
-            // With stderr closed there is no one to tell.
-            let _ = writeln!(io::stderr(), "{text}");
-        }
-    })?;
-    match args.format {
-        ResultFormat::Table => table(&report)?,
-        ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
-        ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
-    }
-    if let Some(directory) = &args.report {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        reports::save(directory, &[("index.html", report.page()), ("result.json", json), ("runs.csv", report.csv())])?;
-    }
-    Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    let report = density::run(&plan, &Containers::open(store.root())?, &mut args.result.tell())?;
+    let csv = ("runs.csv", report.csv());
+    args.result.publish(&report, report.interrupted, csv, || report.page(), |out| table(&report, out))
 }
 
-fn table(report: &Report) -> io::Result<()> {
-    let (host, mut out) = (&report.host, io::stdout().lock());
+fn table(report: &Report, mut out: &mut dyn Write) -> io::Result<()> {
+    let host = &report.host;
     writeln!(out, "Image   {}, {}", report.image, report.command.join(" "))?;
-    writeln!(out, "Host    {} · {} · {} CPUs · Linux {}", host.description, host.cpu, host.cpus, host.kernel)?;
+    writeln!(out, "Host    {}", host.line())?;
     writeln!(
         out,
         "Load    {:.2} before, {:.2} after; {} started at once",

@@ -3,7 +3,6 @@
 
 use std::env;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
@@ -16,7 +15,7 @@ use coracle::bench::isolation::{self, Plan, page};
 use coracle::failure::Failure;
 
 use super::super::units;
-use super::{INTERRUPTED, ResultFormat, reports};
+use super::reports::ResultArgs;
 
 const PROGRAM: &str = "coracle-probe";
 
@@ -47,15 +46,8 @@ pub(super) struct IsolationArgs {
     /// Show what each probe tries, what it saw, and what that means
     #[arg(short, long)]
     verbose: bool,
-    /// How to print the result
-    #[arg(long, value_enum, default_value_t)]
-    format: ResultFormat,
-    /// Write index.html, result.json and cells.csv into this directory as well
-    #[arg(long, value_name = "DIR")]
-    report: Option<PathBuf>,
-    /// Print nothing of what is being done
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    result: ResultArgs,
 }
 
 fn probe(text: &str) -> Result<String, String> {
@@ -74,7 +66,7 @@ pub(super) fn run(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
         units::table(&mut io::stdout().lock(), &["PROBE", "GROUP", "TRIES"], &rows)?;
         return Ok(ExitCode::SUCCESS);
     }
-    reports::prepare(args.report.as_deref())?;
+    args.result.prepare()?;
     let coracle = env::current_exe()?;
     let probe = coracle.with_file_name(PROGRAM);
     if !probe.exists() {
@@ -85,25 +77,14 @@ pub(super) fn run(args: &IsolationArgs) -> anyhow::Result<ExitCode> {
     backends.sort_by_key(|kind| Kind::ALL.iter().position(|other| other == kind));
     backends.dedup();
     let plan = Plan { backends, only: args.only.clone(), coracle, probe };
-    let report = isolation::run(&plan, &mut |text| {
-        if !args.quiet {
-            // With stderr closed there is no one to tell.
-            let _ = writeln!(io::stderr(), "{text}");
-        }
-    })?;
-    match args.format {
-        ResultFormat::Table => write(&report, args.verbose, &mut anstream::stdout().lock())?,
-        ResultFormat::Json => writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
-        ResultFormat::Csv => io::stdout().write_all(report.csv().as_bytes())?,
-    }
-    if let Some(directory) = &args.report {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        reports::save(
-            directory,
-            &[("index.html", page::page(&report)), ("result.json", json), ("cells.csv", report.csv())],
-        )?;
-    }
-    Ok(if report.interrupted { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+    let report = isolation::run(&plan, &mut args.result.tell())?;
+    args.result.publish(
+        &report,
+        report.interrupted,
+        ("cells.csv", report.csv()),
+        || page::page(&report),
+        |mut out| write(&report, args.verbose, &mut out),
+    )
 }
 
 fn paint(verdict: Verdict) -> Style {
@@ -119,12 +100,7 @@ fn paint(verdict: Verdict) -> Style {
 /// Styles are written always: the stream drops them where the terminal or `NO_COLOR` asks for that.
 fn write(report: &Report, verbose: bool, out: &mut impl Write) -> io::Result<()> {
     let bold = Style::new().bold();
-    let host = &report.host;
-    writeln!(
-        out,
-        "{bold}Host{bold:#}      {} · {} · {} CPUs · Linux {}",
-        host.description, host.cpu, host.cpus, host.kernel
-    )?;
+    writeln!(out, "{bold}Host{bold:#}      {}", report.host.line())?;
     for one in report.backends.iter().filter(|one| !one.version.is_empty()) {
         writeln!(out, "{bold}{:10}{bold:#}{}; {}", one.name, one.what, one.version)?;
     }

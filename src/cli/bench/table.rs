@@ -17,11 +17,7 @@ const BAR: usize = 24;
 pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let bold = Style::new().bold();
     writeln!(out, "{bold}Image{bold:#}    {}, {}", report.image, report.command.join(" "))?;
-    writeln!(
-        out,
-        "{bold}Host{bold:#}     {} · {} · {} CPUs · Linux {}",
-        report.host.description, report.host.cpu, report.host.cpus, report.host.kernel
-    )?;
+    writeln!(out, "{bold}Host{bold:#}     {}", report.host.line())?;
     let state = if report.interrupted {
         "interrupted"
     } else if report.complete {
