@@ -5,7 +5,7 @@ mod common;
 
 use serde_json::Value;
 
-use common::eventually;
+use common::{cache, eventually};
 use common::home::{Home, signal};
 
 #[test]
@@ -85,6 +85,43 @@ fn as_many_as_were_asked_for_run_answer_and_are_removed() {
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
 }
 
+/// One program in the sandbox, and two servers in it; in a VM the server that is quick to start where its kernel is
+/// interpreted. Then an image that has none of them.
+#[test]
+fn main_path_files_network_and_servers_are_measured() {
+    let home = Home::new();
+    let (folder, image) = (home.path().join("report"), format!("oci:{}", cache("images/io").display()));
+    let words = ["bench", "io", "-q", "-n", "2", "--warm-up", "0", "--seconds", "1", "--size", "1m", "--format", "json"];
+    let measured = |words: &[&str]| {
+        let (status, stdout, stderr) = home.run(words);
+        assert_eq!(status, Some(0), "{stderr}");
+        serde_json::from_str::<Value>(&stdout).unwrap()
+    };
+    let of_container = ["--backends", "container", "--only", "layer-random-read,volume-write,net,redis-get", "--report"];
+    let report = measured(&[&words[..], &of_container, &[folder.to_str().unwrap(), &image]].concat());
+    assert_eq!((&report["schema"], &report["complete"]), (&"coracle-bench-io".into(), &true.into()), "{report}");
+    let rows = report["workloads"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["layer-random-read", "volume-write", "net-to-host", "net-from-host", "redis-get"]);
+    for row in rows {
+        let cell = &row["cells"][0];
+        assert!(cell["rate"]["n"] == 2 && cell["rate"]["min"].as_f64().unwrap() > 1.0, "{row}");
+        // iperf3 tells no times.
+        assert_eq!(cell["p99"].is_null(), row["name"].as_str().unwrap().starts_with("net-"), "{row}");
+    }
+    assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("</html>"));
+    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 2 * 5);
+    let report = measured(&[&words[..], &["--backends", "vm,container", "--only", "redis-set", &image]].concat());
+    let [vm, container] = report["workloads"][0]["cells"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert!(vm["ratio"]["ratio"].as_f64().unwrap() > 0.0 && container["ratio"].is_null(), "{report}");
+    let (status, _, stderr) = home.run(&["bench", "io", "-q", "--backends", "container", "IMAGE"]);
+    assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
+    assert!(stderr.contains("`fio` not found") && stderr.contains("scripts/test-images io"), "{stderr}");
+    assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
+    let volumes = home.path().join("data").read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!volumes.into_iter().any(|name| name.to_string_lossy().starts_with("bench-io-")), "a volume is left");
+}
+
 /// Runs `bench startup` with these words; gives its result.
 fn result(home: &Home, words: &[&str]) -> Value {
     serde_json::from_str(&home.ok(&[&["bench", "startup", "-q", "--format", "json"], words].concat())).unwrap()
@@ -148,11 +185,19 @@ fn what_cannot_be_measured_is_explained() {
 
 #[test]
 fn an_interrupt_keeps_what_was_measured() {
-    let home = Home::new();
-    let folder = home.path().join("report");
     let words =
         ["bench", "startup", "-n", "10000", "--only-times", "--warm-up", "0", "--backends", "crun", "--format", "csv"];
-    let mut child = home.command(&[&words[..], &["IMAGE"]].concat());
+    interrupted(&[&words[..], &["IMAGE"]].concat(), "crun,3,false,");
+    let image = format!("oci:{}", cache("images/io").display());
+    let words = ["bench", "io", "-n", "10000", "--seconds", "1", "--only", "net-to-host", "--backends", "container"];
+    interrupted(&[&words[..], &["--format", "csv", &image]].concat(), "net-to-host,container,3,false,");
+}
+
+/// Interrupts it in its fifth round; it has to print this line of an earlier one.
+fn interrupted(words: &[&str], line: &str) {
+    let home = Home::new();
+    let folder = home.path().join("report");
+    let mut child = home.command(words);
     let output = std::fs::File::create(&folder).unwrap();
     let errors = home.path().join("errors");
     let mut child = child.stdout(output).stderr(std::fs::File::create(&errors).unwrap()).spawn().unwrap();
@@ -161,6 +206,6 @@ fn an_interrupt_keeps_what_was_measured() {
     let status = eventually("it ends", || child.try_wait().unwrap());
     let csv = std::fs::read_to_string(&folder).unwrap();
     assert_eq!(status.code(), Some(130), "{csv}{}", std::fs::read_to_string(&errors).unwrap());
-    assert!((4..10000).contains(&csv.lines().count()) && csv.contains("crun,3,false,"), "{csv}");
-    assert_eq!(home.left(), 0);
+    assert!((4..10000).contains(&csv.lines().count()) && csv.contains(line), "{csv}");
+    assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
 }

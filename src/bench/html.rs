@@ -137,7 +137,7 @@ fn plots(report: &Report) -> String {
 }
 
 /// Of a legend.
-fn key(name: &str, class: usize) -> String {
+pub(super) fn key(name: &str, class: usize) -> String {
     format!("<span><i class=\"key k{class}\"></i>{}</span>", escape(name))
 }
 

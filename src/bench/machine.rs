@@ -85,6 +85,13 @@ impl Machine {
         self.load_after = load();
     }
 
+    /// What is to be said where it was busy.
+    pub fn busy(&self) -> Option<String> {
+        let (load, cpus) = (self.load_before, self.cpus);
+        self.is_busy()
+            .then(|| format!("The machine was busy: the load was {load:.1} on {cpus} CPUs before the first run."))
+    }
+
     /// Whether others used more than a quarter of the machine: what runs here adds one or two to the load itself.
     #[allow(clippy::cast_precision_loss, reason = "a number of CPUs")]
     pub fn is_busy(&self) -> bool {

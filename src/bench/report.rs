@@ -349,10 +349,7 @@ impl Report {
         if self.interrupted {
             notes.push("Interrupted: these are the runs made until then.".to_owned());
         }
-        if self.host.is_busy() {
-            let (load, cpus) = (self.host.load_before, self.host.cpus);
-            notes.push(format!("The machine was busy: the load was {load:.1} on {cpus} CPUs before the first run."));
-        }
+        notes.extend(self.host.busy());
         if self.http.is_some() {
             notes.push("A start is from the launch to the first answer of the server with status 200, at the container's own address.".to_owned());
         }

@@ -44,8 +44,9 @@ pub fn time(ns: u64) -> String {
     }
 }
 
-/// From times to places.
+/// From times, or other figures, to places.
 struct Scale {
+    text: fn(u64) -> String,
     low: f64,
     high: f64,
     logarithmic: bool,
@@ -63,7 +64,7 @@ impl Scale {
             (false, true) => 0.0,
             (false, false) => shortest * 0.95,
         };
-        Self { low, high: longest * 1.05, logarithmic }
+        Self { text: time, low, high: longest * 1.05, logarithmic }
     }
 
     #[allow(clippy::cast_precision_loss, reason = "places on a screen")]
@@ -120,8 +121,11 @@ impl Scale {
                 "middle"
             };
             let y = height + 14.0;
-            let _ =
-                write!(svg, r#"<text class="tick" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#, time(ns));
+            let _ = write!(
+                svg,
+                r#"<text class="tick" x="{x:.1}" y="{y:.1}" text-anchor="{anchor}">{}</text>"#,
+                (self.text)(ns)
+            );
         }
     }
 }
@@ -138,21 +142,26 @@ fn open(title: &str, height: f64) -> String {
 
 /// A bar for each name, up to the median, with its confidence interval. `class` colours it.
 pub fn bars(title: &str, rows: &[(&str, usize, &Summary)]) -> String {
+    bars_of(title, rows, time)
+}
+
+/// The same of other figures, which `text` writes.
+pub fn bars_of(title: &str, rows: &[(&str, usize, &Summary)], text: fn(u64) -> String) -> String {
     const ROW: f64 = 36.0;
     let height = ROW * rows.iter().map(|_| 1.0).sum::<f64>();
     let mut svg = open(title, height);
     let shortest = rows.iter().map(|row| row.2.ci95_ns[0]).min().unwrap_or(1);
     let longest = rows.iter().map(|row| row.2.ci95_ns[1]).max().unwrap_or(2);
-    let scale = Scale::new(shortest, longest, true);
+    let scale = Scale { text, ..Scale::new(shortest, longest, true) };
     scale.axis(&mut svg, height);
     let mut y = 0.0;
     for (name, class, summary) in rows {
         let [low, high] = summary.ci95_ns;
-        let (text, bar, middle) = (y + 13.0, y + 18.0, y + 25.0);
+        let (line, bar, middle) = (y + 13.0, y + 18.0, y + 25.0);
         let (length, from, to) = (scale.place(summary.median_ns), scale.place(low), scale.place(high));
-        let label = format!("{name}: {} ({} to {})", time(summary.median_ns), time(low), time(high));
+        let label = format!("{name}: {} ({} to {})", text(summary.median_ns), text(low), text(high));
         let label = escape(&label);
-        let _ = write!(svg, r#"<text x="0" y="{text:.1}">{label}</text>"#);
+        let _ = write!(svg, r#"<text x="0" y="{line:.1}">{label}</text>"#);
         let _ = write!(svg, r#"<rect class="c{class}" x="0" y="{bar:.1}" width="{length:.1}" height="14" rx="2"/>"#);
         let ends = format!("M{from:.1} {bar:.1}v14M{to:.1} {bar:.1}v14");
         let _ = write!(svg, r#"<path class="whisker" d="M{from:.1} {middle:.1}H{to:.1}{ends}"/>"#);
@@ -252,7 +261,7 @@ pub fn waterfall(title: &str, steps: &[(&str, u64)]) -> String {
     let mut svg = open(title, height);
     // Lengths add up on a linear axis only.
     let longest = steps.iter().map(|step| step.1).max().unwrap_or(2);
-    let scale = Scale { low: 0.0, high: to_f64(longest.max(2)) * 1.02, logarithmic: false };
+    let scale = Scale { text: time, low: 0.0, high: to_f64(longest.max(2)) * 1.02, logarithmic: false };
     scale.axis(&mut svg, height);
     let (mut y, mut before) = (0.0, 0);
     for (stage, at) in steps {

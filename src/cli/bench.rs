@@ -2,6 +2,7 @@
 //! `coracle bench`: what a microVM costs against a container, on this host and with the user's own image.
 
 mod density;
+mod io;
 mod isolation;
 mod reports;
 mod table;
@@ -58,6 +59,8 @@ enum What {
     Isolation(isolation::IsolationArgs),
     /// Start containers until a limit is reached, and show what each takes.
     Density(Box<density::DensityArgs>),
+    /// Measure files, network and servers in a microVM and in containers.
+    Io(Box<io::IoArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -116,6 +119,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         What::Startup(args) => startup(args),
         What::Isolation(args) => isolation::run(args),
         What::Density(args) => density::run(args),
+        What::Io(args) => io::run(args),
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod guest;
 mod oci;
-mod podman;
+pub(super) mod podman;
 mod qemu;
 mod vm;
 mod workspace;

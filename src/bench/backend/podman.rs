@@ -2,6 +2,7 @@
 //! `podman run`, with storage of its own in the workspace: the user's is left alone.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, getrlimit};
@@ -20,11 +21,11 @@ const PROCESSES: u64 = 1000;
 const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 88, 255, 250);
 
 /// A way to run it: words before `run`, words behind it, and what is to be said of it.
-type Way = (Vec<String>, Vec<String>, &'static str);
+pub type Way = (Vec<String>, Vec<String>, &'static str);
 
 /// As it is; where that fails, without systemd; where that fails, without control groups and with the limits that this
 /// process has.
-fn ways() -> [Way; 3] {
+pub fn ways() -> [Way; 3] {
     let (globals, log) = WITHOUT_SYSTEMD;
     let globals = globals.map(str::to_owned).to_vec();
     let own = |resource| getrlimit(resource).maximum.unwrap_or(u64::MAX);
@@ -42,15 +43,22 @@ fn ways() -> [Way; 3] {
     ]
 }
 
-/// The ways to run it.
-pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+/// Gives it storage in the workspace, and the image: the program and its words before a verb, its version, and the id
+/// that the image has there.
+pub fn prepared(archive: &Path, workspace: &Workspace) -> Result<(Vec<String>, String, String), String> {
     let version = version("podman").ok_or("it is not installed: apt-get install podman")?;
     let storage = workspace.path().join("podman");
     let mut globals = vec!["podman".to_owned()];
     for (flag, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
         globals.extend([flag.to_owned(), storage.join(name).display().to_string()]);
     }
-    let image = load(&globals, workload)?;
+    let image = load(&globals, archive)?;
+    Ok((globals, version, image))
+}
+
+/// The ways to run it.
+pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+    let (globals, version, image) = prepared(&workload.archive, workspace)?;
     let candidate = |(more, flags, note): Way| {
         let mut command = globals.clone();
         command.extend(more);
@@ -76,9 +84,9 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
 }
 
 /// Brings it the image; gives the id that it has there.
-fn load(globals: &[String], workload: &Workload) -> Result<String, String> {
+fn load(globals: &[String], archive: &Path) -> Result<String, String> {
     let mut pull = Command::new("podman");
-    pull.args(&globals[1..]).args(["pull", "-q"]).arg(format!("oci-archive:{}", workload.archive.display()));
+    pull.args(&globals[1..]).args(["pull", "-q"]).arg(format!("oci-archive:{}", archive.display()));
     let output = pull.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     match (output.status.success(), said(&output.stdout).lines().last()) {

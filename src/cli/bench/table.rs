@@ -43,12 +43,13 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
         let first = if report.http.is_some() { "FIRST 200" } else { "FIRST BYTE" };
         let head = ["BACKEND", first, "95% CI", "P95", "MIN", "END", "CPU", &against, ""];
         let longest = starts.iter().filter_map(|one| one.main()).map(|figure| figure.median_ns).max().unwrap_or(1);
+        let main = |one: &Outcome| one.main().map_or(0, |figure| figure.median_ns);
         let row = |one: &&Outcome| {
             let first = one.first_byte.as_ref();
             [
                 &[one.name.to_owned()][..],
                 &spread(first),
-                &[middle(one.exit.as_ref()), middle(one.cpu.as_ref()), ratio(one), bar(one, longest)],
+                &[middle(one.exit.as_ref()), middle(one.cpu.as_ref()), ratio(one), bar(main(one), longest)],
             ]
             .concat()
         };
@@ -177,8 +178,8 @@ fn ratio(one: &Outcome) -> String {
     format!("{ratio}{mark}")
 }
 
-fn bar(one: &Outcome, longest: u64) -> String {
-    let length = one.main().map_or(0, |figure| figure.median_ns);
+/// A bar of this length, where the longest is as long.
+pub fn bar(length: u64, longest: u64) -> String {
     let eighths = length.saturating_mul(8 * 24) / longest.max(1);
     let eighths = usize::try_from(eighths).unwrap_or(0).min(8 * BAR);
     let last = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"][eighths % 8];
@@ -198,8 +199,7 @@ mod tests {
 
     #[test]
     fn bars_are_as_long_as_times() {
-        let summary = |ns| Summary { n: 1, median_ns: ns, ci95_ns: [ns; 2], p95_ns: ns, min_ns: ns, max_ns: ns };
-        let bar = |ns| super::bar(&Outcome { first_byte: Some(summary(ns)), ..Outcome::default() }, 1000);
+        let bar = |ns| super::bar(ns, 1000);
         assert_eq!((bar(1000).chars().count(), bar(500).chars().count()), (BAR, BAR / 2));
         assert_eq!((bar(2).as_str(), bar(6).as_str()), ("", "▏"));
     }
