@@ -5,8 +5,8 @@ mod common;
 
 use serde_json::Value;
 
-use common::{cache, eventually};
 use common::home::{Home, signal};
+use common::{cache, eventually};
 
 #[test]
 fn starts_of_vm_and_container_are_measured() {
@@ -91,13 +91,15 @@ fn as_many_as_were_asked_for_run_answer_and_are_removed() {
 fn main_path_files_network_and_servers_are_measured() {
     let home = Home::new();
     let (folder, image) = (home.path().join("report"), format!("oci:{}", cache("images/io").display()));
-    let words = ["bench", "io", "-q", "-n", "2", "--warm-up", "0", "--seconds", "1", "--size", "1m", "--format", "json"];
+    let words =
+        ["bench", "io", "-q", "-n", "2", "--warm-up", "0", "--seconds", "1", "--size", "1m", "--format", "json"];
     let measured = |words: &[&str]| {
         let (status, stdout, stderr) = home.run(words);
         assert_eq!(status, Some(0), "{stderr}");
         serde_json::from_str::<Value>(&stdout).unwrap()
     };
-    let of_container = ["--backends", "container", "--only", "layer-random-read,volume-write,net,redis-get", "--report"];
+    let of_container =
+        ["--backends", "container", "--only", "layer-random-read,volume-write,net,redis-get", "--report"];
     let report = measured(&[&words[..], &of_container, &[folder.to_str().unwrap(), &image]].concat());
     assert_eq!((&report["schema"], &report["complete"]), (&"coracle-bench-io".into(), &true.into()), "{report}");
     let rows = report["workloads"].as_array().unwrap();

@@ -3,6 +3,7 @@
 
 use std::fmt::Write;
 
+use super::probes::HEAD;
 use super::report::{Outcome, Report, WEIGHT_HEAD};
 use super::statistics::Summary;
 use super::svg::{bars, ecdf, escape, series, time, waterfall};
@@ -62,6 +63,7 @@ pub fn page(report: &Report) -> String {
     page += &plots(report);
     page += &table(report);
     page += &weights(report);
+    page += &probed(report);
     page += &comparison(report);
     page += &notes(&report.notes);
     page += &circumstances(report);
@@ -193,18 +195,31 @@ fn weights(report: &Report) -> String {
     if weighed.is_empty() {
         return String::new();
     }
-    let row = |cells: &[String], tag: &str| -> String {
-        let cells: String = cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
-        format!("<tr>{cells}</tr>")
-    };
-    let head = row(&WEIGHT_HEAD.map(str::to_owned), "th");
-    let rows: String = weighed.iter().map(|one| row(&one.weight_cells(), "td")).collect();
+    let rows: Vec<Vec<String>> = weighed.iter().map(|one| one.weight_cells().to_vec()).collect();
+    let table = plain_table(&WEIGHT_HEAD, &rows);
     format!(
-        "<h2>Weight</h2><div class=\"wide\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>\
-         <p class=\"dim\">Memory: PSS of all processes while the program sleeps. Numbers are medians of runs that were \
+        "<h2>Weight</h2>{table}<p class=\"dim\">Memory: PSS of all processes while the program sleeps. Numbers are medians of runs that were \
          counted instead of timed, with half of the way from the least to the most; the last column is how long those took \
          against the timed ones.</p>"
     )
+}
+
+/// What measuring adds.
+fn probed(report: &Report) -> String {
+    let probed = report.backends.iter().filter_map(|one| Some(one.probes?.rows(one.name)));
+    let rows: Vec<Vec<String>> = probed.flatten().map(|row| row.to_vec()).collect();
+    if rows.is_empty() { String::new() } else { format!("<h2>What measuring adds</h2>{}", plain_table(&HEAD, &rows)) }
+}
+
+/// A table of texts, which scrolls where it is too wide.
+pub(super) fn plain_table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let row = |cells: &mut dyn Iterator<Item = &str>, tag: &str| -> String {
+        let cells: String = cells.map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect();
+        format!("<tr>{cells}</tr>")
+    };
+    let head = row(&mut head.iter().copied(), "th");
+    let rows: String = rows.iter().map(|cells| row(&mut cells.iter().map(String::as_str), "td")).collect();
+    format!("<div class=\"wide\"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>")
 }
 
 fn cells(one: &Outcome) -> String {

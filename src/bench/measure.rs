@@ -164,6 +164,26 @@ impl Stopwatch {
         Ok(outcome)
     }
 
+    /// Runs `command`, whose output nobody reads, and looks at nothing but its end.
+    ///
+    /// # Errors
+    /// It cannot be started, or watched.
+    pub fn run_unwatched(&mut self, command: &mut Command, limit: Duration) -> io::Result<Outcome> {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let (start, started_ns) = (Instant::now(), monotonic_ns());
+        let mut child = command.spawn()?;
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+        let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timespec(limit)))?;
+        let exit_ns = nanoseconds(start.elapsed());
+        if ended == 0 {
+            end(&mut child);
+        }
+        let status = child.wait()?.code().unwrap_or(255);
+        settle(SETTLING);
+        let observed = Observed { started_ns, exit_ns, status, ..Observed::default() };
+        Ok(if ended == 0 { Outcome::TimedOut } else { Outcome::Done(observed) })
+    }
+
     fn watch(&mut self, child: &mut Child, until: Until, start: Instant, limit: Duration) -> io::Result<Outcome> {
         let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
         let mut stdout = child.stdout.take();

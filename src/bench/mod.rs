@@ -14,6 +14,7 @@ pub mod io;
 pub mod isolation;
 pub mod machine;
 pub mod measure;
+pub mod probes;
 pub mod report;
 pub mod schedule;
 pub mod startup;

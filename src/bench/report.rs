@@ -10,6 +10,7 @@ use super::burst::Burst;
 use super::comparison::Comparison;
 use super::counters::{Counts, Event};
 use super::machine::Machine;
+use super::probes::Probes;
 use super::statistics::{Count, Ratio, Summary, median};
 use super::weight::Weight;
 use crate::vmm::stages::{Mark, Stage};
@@ -102,6 +103,8 @@ pub struct Outcome {
     pub ratio: Option<Ratio>,
     /// Where the time of a start goes, where it tells: medians of a few runs that were neither timed nor counted.
     pub stages: Vec<Step>,
+    /// What the benchmark's own probes add, where that was looked at.
+    pub probes: Option<Probes>,
     /// Several starts at once, by their number.
     pub rates: Vec<Rate>,
     /// Bytes that a run had the host read from disks.
@@ -364,6 +367,12 @@ impl Report {
         }
         if self.waterfall.iter().any(|step| step.stage == "agent ready") {
             notes.push("Stages are of coracle-vmm alone, cold: `vm` has the command line and the monitor before them, and no boot where it uses a template.".to_owned());
+        }
+        if self.backends.iter().any(|one| one.probes.is_some()) {
+            notes.push(
+                "Of the probes, the stopwatch alone is in times: runs with milestones or counters are not timed."
+                    .to_owned(),
+            );
         }
         for one in &self.backends {
             if let Some(percent) = one.main().map(Summary::width_percent).filter(|percent| *percent > NOISY) {

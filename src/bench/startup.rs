@@ -9,6 +9,7 @@ use super::comparison::{Comparison, Earlier};
 use super::counters::Tracepoints;
 use super::machine::{self, Machine};
 use super::measure::Stopwatch;
+use super::probes::{self, Probes, WAYS};
 use super::report::{Counted, Outcome, Rate, Report, Run, SCHEMA, VERSION, stages};
 use super::schedule::turns;
 use super::weight::SECONDS;
@@ -50,6 +51,8 @@ pub struct Plan {
     pub cold_caches: bool,
     /// Whether to take times alone, and neither weigh nor count.
     pub only_times: bool,
+    /// Whether to look at what the benchmark's own probes add.
+    pub probes: bool,
     /// The port of a server that the command is: its first answer is waited for.
     pub http: Option<u16>,
     /// An earlier result to compare with.
@@ -107,20 +110,23 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
     }
     let (mut boots, mut notes) = (Vec::new(), Vec::new());
     let mut tracepoints = None;
-    if !plan.only_times {
+    if !plan.only_times || plan.probes {
         match Tracepoints::find(&workspace) {
             Ok(found) => tracepoints = Some(found),
             Err(why) => notes.push(format!("System calls, exits and instructions were not counted: {why}.")),
         }
     }
     if !interrupted {
-        let counter = tracepoints.as_ref();
+        let counter = tracepoints.as_ref().filter(|_| !plan.only_times);
         interrupted = measure(plan, &ready, counter, &mut stopwatch, &mut outcomes, &mut boots, tell);
     }
     if !interrupted {
         interrupted = measure_rates(plan, &ready, &mut stopwatch, &mut outcomes, tell);
     }
     host.look_again();
+    if !interrupted && plan.probes {
+        interrupted = probe(plan, &ready, tracepoints.as_ref(), &mut stopwatch, &mut outcomes, tell);
+    }
     if !interrupted && !plan.only_times {
         interrupted = trace(plan, &ready, &mut stopwatch, &mut outcomes, tell);
     }
@@ -216,6 +222,41 @@ fn measure(
         if stopwatch.is_interrupted() {
             return true;
         }
+    }
+    false
+}
+
+/// Runs with each probe and without, in turns; whether the user wanted no more of them.
+fn probe(
+    plan: &Plan,
+    ready: &[(usize, Backend)],
+    tracepoints: Option<&Tracepoints>,
+    stopwatch: &mut Stopwatch,
+    outcomes: &mut [Outcome],
+    tell: &mut dyn FnMut(&str),
+) -> bool {
+    let ready: Vec<_> = ready.iter().filter(|(at, one)| one.ends() && outcomes[*at].failed.is_empty()).collect();
+    let mut seen = vec![Vec::new(); ready.len()];
+    let mut told = usize::MAX;
+    for turn in turns(ready.len() * WAYS.len(), 0, plan.runs, false, plan.seed.wrapping_add(1)) {
+        if told != turn.round {
+            told = turn.round;
+            tell(&format!("with probes and without: round {} of {}", turn.round + 1, plan.runs));
+        }
+        let (which, way) = (turn.backend / WAYS.len(), WAYS[turn.backend % WAYS.len()]);
+        match probes::look(&ready[which].1, way, tracepoints, stopwatch) {
+            Ok(one) => seen[which].extend(one),
+            Err(Failed::Interrupted) => return true,
+            Err(Failed::Because(why)) => {
+                outcomes[ready[which].0].notes.push(format!("a probe was not looked at: {why}"))
+            }
+        }
+        if stopwatch.is_interrupted() {
+            return true;
+        }
+    }
+    for ((at, _), seen) in ready.into_iter().zip(seen) {
+        outcomes[*at].probes = Some(Probes::of(&seen, plan.seed));
     }
     false
 }

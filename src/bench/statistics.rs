@@ -126,6 +126,9 @@ impl Ratio {
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |ratio: f64| match ratio {
+            ..0.000_1 => format!("{ratio:.1e}"),
+            ..0.009_95 => format!("{ratio:.5}"),
+            ..0.099_5 => format!("{ratio:.3}"),
             ..9.995 => format!("{ratio:.2}"),
             ..99.95 => format!("{ratio:.1}"),
             _ => format!("{ratio:.0}"),
@@ -212,6 +215,8 @@ mod tests {
         assert!(ratio.ci95[0] > 2.98 && ratio.ci95[1] < 3.02, "{ratio:?}");
         assert!(!Ratio::of(&slow[..3], &fast, 1).unwrap().told_apart, "three runs are too few");
         assert_eq!(Ratio { ratio: 454.88, ci95: [9.876, 67.89], told_apart: true }.to_string(), "455 (9.88 to 67.9)");
+        let small = Ratio { ratio: 0.012_345, ci95: [0.001_234_5, 0.000_012], told_apart: true };
+        assert_eq!(small.to_string(), "0.012 (0.00123 to 1.2e-5)");
         let same = Ratio::of(&fast, &fast, 1).unwrap();
         assert!(!same.told_apart && same.ci95[0] <= 1.0 && same.ci95[1] >= 1.0, "{same:?}");
         assert_eq!(Ratio::of(&[], &fast, 1), None);

@@ -93,6 +93,9 @@ struct StartupArgs {
     /// Take times alone: neither look at memory, nor count system calls, exits and instructions
     #[arg(long)]
     only_times: bool,
+    /// Look at what the benchmark's own probes add, as well: the same runs with each of them and without
+    #[arg(long, conflicts_with = "http")]
+    probes: bool,
     /// Draw the order of runs from this number, as an earlier result names it
     #[arg(long, value_name = "SEED")]
     seed: Option<u64>,
@@ -166,6 +169,7 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         concurrency: args.concurrency.iter().map(|&at_once| at_once.into()).collect(),
         cold_caches: args.cold,
         only_times: args.only_times,
+        probes: args.probes,
         http: args.http,
         earlier,
     };

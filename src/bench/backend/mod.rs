@@ -198,6 +198,17 @@ pub struct Sample {
     pub started_ns: Option<u64>,
 }
 
+/// How closely a run is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// At its end alone.
+    End,
+    /// At its output as well, as in all runs that are timed.
+    Output,
+    /// At the milestones that it tells, besides.
+    Milestones,
+}
+
 /// Why there is no sample.
 #[derive(Debug)]
 pub enum Failed {
@@ -303,7 +314,21 @@ impl Backend {
     /// # Errors
     /// It failed, or the user wants no more.
     pub fn sample(&self, stopwatch: &mut Stopwatch) -> Result<Sample, Failed> {
-        self.run(stopwatch, None)
+        self.run(stopwatch, Watch::Output, None)
+    }
+
+    /// Whether it can be looked at in other ways: a program that ends by itself.
+    pub fn ends(&self) -> bool {
+        matches!(self.run, Run::Program { until: Until::Exit, .. })
+    }
+
+    /// Runs it once, and looks at it so closely.
+    ///
+    /// # Errors
+    /// It failed, or the user wants no more.
+    pub fn watched(&self, stopwatch: &mut Stopwatch, watch: Watch) -> Result<Sample, Failed> {
+        let file = (watch == Watch::Milestones).then(NamedTempFile::new).transpose()?;
+        self.run(stopwatch, watch, file.as_ref().map(NamedTempFile::path))
     }
 
     /// Runs it once, and gives its milestones, with nanoseconds from just before it was spawned.
@@ -312,7 +337,7 @@ impl Backend {
     /// It failed, or the user wants no more.
     pub fn trace(&self, stopwatch: &mut Stopwatch) -> Result<Vec<(String, u64)>, Failed> {
         let mut file = NamedTempFile::new()?;
-        let sample = self.run(stopwatch, Some(file.path()))?;
+        let sample = self.run(stopwatch, Watch::Milestones, Some(file.path()))?;
         let mut text = String::new();
         file.read_to_string(&mut text)?;
         let since = |(name, ns): (String, u64)| (name, ns.saturating_sub(sample.spawned_ns));
@@ -325,7 +350,7 @@ impl Backend {
         Ok(all)
     }
 
-    fn run(&self, stopwatch: &mut Stopwatch, milestones: Option<&Path>) -> Result<Sample, Failed> {
+    fn run(&self, stopwatch: &mut Stopwatch, watch: Watch, milestones: Option<&Path>) -> Result<Sample, Failed> {
         let (root, until) = match &self.run {
             Run::Guest(guest) => return guest.sample(stopwatch),
             Run::Program { root, until } => (root, *until),
@@ -336,7 +361,11 @@ impl Backend {
         };
         let mut command = Command::new(program);
         command.args(arguments).envs(milestones.map(|path| (milestones::VARIABLE, path)));
-        let seen = match stopwatch.run(&mut command, until, PATIENCE)? {
+        let outcome = match watch {
+            Watch::End => stopwatch.run_unwatched(&mut command, PATIENCE)?,
+            Watch::Output | Watch::Milestones => stopwatch.run(&mut command, until, PATIENCE)?,
+        };
+        let seen = match outcome {
             Outcome::Done(seen) => seen,
             Outcome::Interrupted => return Err(Failed::Interrupted),
             Outcome::TimedOut => {

@@ -10,6 +10,7 @@ pub mod workload;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -27,6 +28,11 @@ use crate::image::{Image, Store};
 /// How long a run may take besides its own time: a guest that is interpreted takes most of a minute to load fio, and lays
 /// out its file before.
 const PATIENCE: Duration = Duration::from_secs(900);
+
+/// How often iperf3 is started for one run.
+const ATTEMPTS: u32 = 20;
+/// And after which time.
+const BETWEEN: Duration = Duration::from_secs(1);
 
 /// What can be compared: what goes on, and has a network.
 pub const KINDS: [Kind; 3] = [Kind::Vm, Kind::Container, Kind::Podman];
@@ -202,12 +208,8 @@ fn measure(
                 continue;
             }
         };
-        let limit = PATIENCE + 2 * Duration::from_secs(plan.extent.seconds.into());
-        match ask(&words, limit, interrupts) {
-            Ok(text) => match workload::parse(tool, &text) {
-                Some(sample) => cell.samples.push(Run::of(turn.round, turn.warm_up, sample)),
-                None => cell.failed = "its result cannot be read".to_owned(),
-            },
+        match measured(tool, &words, plan.extent.seconds, interrupts) {
+            Ok(sample) => cell.samples.push(Run::of(turn.round, turn.warm_up, sample)),
             Err(Failed::Interrupted) => return true,
             Err(Failed::Because(why)) => cell.failed = why,
         }
@@ -217,6 +219,27 @@ fn measure(
         cell.command = words;
     }
     false
+}
+
+/// Runs it once; a server that is not done with the one before, as in a guest that is interpreted, is asked again.
+fn measured(tool: Tool, words: &[String], seconds: u16, interrupts: &mut Interrupts) -> Result<Sample, Failed> {
+    let limit = PATIENCE + 2 * Duration::from_secs(seconds.into());
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let why = match ask(words, limit, interrupts) {
+            Ok(text) => match workload::parse(tool, &text) {
+                Some(sample) => return Ok(sample),
+                None => workload::error(&text).unwrap_or_else(|| "its result cannot be read".to_owned()),
+            },
+            Err(Failed::Because(why)) => why,
+            Err(Failed::Interrupted) => return Err(Failed::Interrupted),
+        };
+        if attempt == ATTEMPTS || !matches!(tool, Tool::Iperf { .. }) {
+            return Err(Failed::Because(why));
+        }
+        thread::sleep(BETWEEN);
+    }
 }
 
 fn words(tool: Tool, sandbox: &Sandbox, extent: Extent, before: Option<&Sample>) -> Result<Vec<String>, String> {

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::super::html::{END, facts, head, key, notes};
+use super::super::html::{END, facts, head, key, notes, plain_table};
 use super::super::statistics::Summary;
 use super::super::svg::{bars_of, escape};
 use super::report::{HEAD, Report, Row};
@@ -71,20 +71,12 @@ fn plot(report: &Report, row: &Row) -> String {
 }
 
 fn table(report: &Report) -> String {
-    let cell = |tag: &str, text: &str| format!("<{tag}>{}</{tag}>", escape(text));
-    let mut names = HEAD.map(str::to_owned);
-    if let Some(last) = names.last_mut() {
-        *last = format!("TO {}", report.baseline.to_uppercase());
-    }
-    let names: String = names.iter().map(|name| cell("th", name)).collect();
-    let mut text = format!("<h2>Figures</h2><div class=\"wide\"><table><thead><tr>{names}</tr></thead><tbody>");
-    for row in &report.workloads {
-        for one in row.cells.iter().filter(|one| one.summary.is_some()) {
-            let cells: String = one.texts(row).iter().map(|text| cell("td", text)).collect();
-            let _ = write!(text, "<tr>{cells}</tr>");
-        }
-    }
-    text + "</tbody></table></div>"
+    let against = format!("TO {}", report.baseline.to_uppercase());
+    let [names @ .., _] = HEAD;
+    let cells = report.workloads.iter().flat_map(|row| row.cells.iter().map(move |cell| (row, cell)));
+    let shown = cells.filter(|(_, cell)| cell.summary.is_some());
+    let rows: Vec<Vec<String>> = shown.map(|(row, cell)| cell.texts(row).to_vec()).collect();
+    format!("<h2>Figures</h2>{}", plain_table(&[&names[..], &[&against]].concat(), &rows))
 }
 
 fn circumstances(report: &Report) -> String {

@@ -61,8 +61,9 @@ pub fn ask(words: &[String], limit: Duration, interrupts: &mut Interrupts) -> Re
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
     }
     let status = child.wait()?;
-    let [stdout, stderr] = [stdout, stderr].map(|text| text.and_then(|text| text.join().ok()).unwrap_or_default());
+    // What it has left behind may have its pipes yet: they are not waited for.
     waited?;
+    let [stdout, stderr] = [stdout, stderr].map(|text| text.and_then(|text| text.join().ok()).unwrap_or_default());
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
     if code == 0 {
         return Ok(stdout);

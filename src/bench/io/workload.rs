@@ -217,6 +217,12 @@ fn parse_fio(does: &str, text: &str) -> Option<Sample> {
     Some(Sample { thousandths: thousandths(rate.as_f64()?)?, p99_ns: p99 })
 }
 
+/// What iperf3 says of a failure, which its status does not always tell.
+pub fn error(text: &str) -> Option<String> {
+    let result: Value = serde_json::from_str(text).ok()?;
+    Some(result.get("error")?.as_str()?.chars().take(300).collect())
+}
+
 fn parse_iperf(text: &str) -> Option<Sample> {
     let result: Value = serde_json::from_str(text).ok()?;
     let bits = result.pointer("/end/sum_received/bits_per_second")?.as_f64()?;
@@ -248,6 +254,8 @@ mod tests {
         assert_eq!(of("randread"), Some(Sample { thousandths: 256_500, p99_ns: Some(9920) }));
         assert_eq!(of("randwrite"), Some(Sample { thousandths: 3000, p99_ns: None }));
         let iperf = r#"{"end":{"sum_sent":{"bits_per_second":9e9},"sum_received":{"bits_per_second":8e9}}}"#;
+        assert_eq!(error(r#"{"end":{},"error":"it is busy"}"#).as_deref(), Some("it is busy"));
+        assert_eq!(error(iperf), None);
         let sample = parse(Tool::Iperf { to_host: true }, iperf);
         assert_eq!(sample, Some(Sample { thousandths: 1_000_000_000_000, p99_ns: None }));
         let redis =

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use anstyle::Style;
 use coracle::bench::comparison::Change;
+use coracle::bench::probes;
 use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD};
 use coracle::bench::statistics::Summary;
 
@@ -73,6 +74,12 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
             "\n{bold}What all processes take while the program sleeps, and ask of the host in one run{bold:#}"
         )?;
         units::table(out, &WEIGHT_HEAD, &weighed.iter().map(|one| one.weight_cells().to_vec()).collect::<Vec<_>>())?;
+    }
+    let probed = report.backends.iter().filter_map(|one| Some(one.probes?.rows(one.name)));
+    let rows: Vec<Vec<String>> = probed.flatten().map(|row| row.to_vec()).collect();
+    if !rows.is_empty() {
+        writeln!(out, "\n{bold}What measuring adds, with its 95 % interval{bold:#}")?;
+        units::table(out, &probes::HEAD, &rows)?;
     }
     for one in report.backends.iter().filter(|one| !one.stages.is_empty()) {
         writeln!(out, "\n{bold}Stages of {}{bold:#}", one.name)?;
