@@ -122,18 +122,22 @@ impl Ratio {
     }
 }
 
-/// A ratio with three digits or more, and its interval: `8.12 (7.9 to 8.4)`.
+/// A ratio with three digits or more.
+pub fn times(ratio: f64) -> String {
+    match ratio {
+        ..0.000_1 => format!("{ratio:.1e}"),
+        ..0.009_95 => format!("{ratio:.5}"),
+        ..0.099_5 => format!("{ratio:.3}"),
+        ..9.995 => format!("{ratio:.2}"),
+        ..99.95 => format!("{ratio:.1}"),
+        _ => format!("{ratio:.0}"),
+    }
+}
+
+/// A ratio, and its interval: `8.12 (7.90 to 8.40)`.
 impl fmt::Display for Ratio {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = |ratio: f64| match ratio {
-            ..0.000_1 => format!("{ratio:.1e}"),
-            ..0.009_95 => format!("{ratio:.5}"),
-            ..0.099_5 => format!("{ratio:.3}"),
-            ..9.995 => format!("{ratio:.2}"),
-            ..99.95 => format!("{ratio:.1}"),
-            _ => format!("{ratio:.0}"),
-        };
-        write!(f, "{} ({} to {})", text(self.ratio), text(self.ci95[0]), text(self.ci95[1]))
+        write!(f, "{} ({} to {})", times(self.ratio), times(self.ci95[0]), times(self.ci95[1]))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fmt::Write;
 
 use super::super::html::{END, facts, head, key, notes, plain_table};
-use super::super::statistics::Summary;
+use super::super::statistics::{Summary, times};
 use super::super::svg::{bars_of, escape};
 use super::report::{HEAD, Report, Row};
 use super::workload::Unit;
@@ -46,8 +46,9 @@ fn headline(report: &Report) -> String {
     let (kind, base) = (&report.host.kind, report.baseline);
     match (ratios.first(), ratios.last()) {
         (Some((worst, least)), Some((best, most))) => format!(
-            "Of what {base} does in a second, vm does from {:.2} times ({worst}) to {:.2} times as much ({best}), on {kind}.",
-            least.ratio, most.ratio
+            "In a second vm does from {} times ({worst}) to {} times ({best}) of what {base} does, on {kind}.",
+            times(least.ratio),
+            times(most.ratio)
         ),
         _ => format!("No VM was compared with {base}, on {kind}."),
     }
@@ -109,7 +110,7 @@ mod tests {
         assert!(page.contains("&lt;image&gt;") && page.contains("&lt;it&gt;") && !page.contains("<it>"));
         assert_eq!((page.matches("<svg").count(), page.matches("</svg>").count()), (3, 3));
         assert_eq!(page.matches("<tr>").count(), 1 + 5);
-        assert!(page.contains("vm does from 0.25 times (layer-read)"), "{}", headline(&report()));
+        assert!(page.contains("vm does from 0.25 times (layer-read) to"), "{}", headline(&report()));
         assert!(!page.contains("NaN") && !page.contains("inf") && page.ends_with("</html>\n"));
     }
 

@@ -41,6 +41,7 @@ impl Unit {
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     pub fn text(self, thousandths: u64) -> String {
         let digits = |value: f64| match value {
+            0.0 => "0".to_owned(),
             ..9.995 => format!("{value:.2}"),
             ..99.95 => format!("{value:.1}"),
             _ => format!("{value:.0}"),
