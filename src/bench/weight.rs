@@ -16,6 +16,8 @@ const BETWEEN: Duration = Duration::from_millis(2);
 pub const SECONDS: u64 = 6;
 /// What lies so long before the end is how things are once nothing happens any more: starts are over, and no end has begun.
 const SETTLED: [Duration; 2] = [Duration::from_millis(2500), Duration::from_millis(1000)];
+/// Where no look falls into that, as on an emulated host, where one at a VM takes seconds, it may begin so long before.
+const SLOWLY: Duration = Duration::from_millis(4500);
 
 /// Bytes of all processes of a sandbox, with what they share with each other and with others divided among all who have it
 /// (PSS, proc(5)). The kernel's own memory for them, such as page tables and files in memory, is not in it.
@@ -28,13 +30,26 @@ pub struct Weight {
     pub peak: u64,
 }
 
+/// One look at all processes.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    begun: Instant,
+    ended: Instant,
+    bytes: u64,
+}
+
 impl Weight {
     /// Of looks at a run that was over, or no more left alone, at `end`.
-    fn of(looks: &[(Instant, u64)], end: Instant) -> Option<Self> {
-        let peak = looks.iter().map(|look| look.1).max()?;
-        let ago = |at: Instant| end.saturating_duration_since(at);
-        let window = looks.iter().filter(|look| ago(look.0) < SETTLED[0] && ago(look.0) > SETTLED[1]);
-        let mut settled: Vec<u64> = window.map(|look| look.1).collect();
+    fn of(looks: &[Look], end: Instant) -> Option<Self> {
+        let peak = looks.iter().map(|look| look.bytes).max()?;
+        let ago = |look: &Look| end.saturating_duration_since(look.begun);
+        // One that is not over by then may have seen half of it.
+        let whole = || looks.iter().filter(|look| look.ended <= end && ago(look) > SETTLED[1]);
+        let within = |time| -> Vec<u64> { whole().filter(|look| ago(look) < time).map(|look| look.bytes).collect() };
+        let mut settled = within(SETTLED[0]);
+        if settled.is_empty() {
+            settled = within(SLOWLY);
+        }
         let settled = if settled.is_empty() { 0 } else { median(&mut settled) };
         // What has gone by itself in the meantime is not known to weigh nothing.
         (settled > 0).then_some(Self { settled, peak })
@@ -51,7 +66,9 @@ pub fn weighed<E>(work: impl FnOnce() -> Result<Instant, E>) -> Result<Option<We
         let looking = scope.spawn(|| {
             let mut looks = Vec::new();
             while !over.load(Ordering::Relaxed) {
-                looks.push((Instant::now(), descendants(std::process::id()).into_iter().map(pss).sum()));
+                let begun = Instant::now();
+                let bytes = descendants(std::process::id()).into_iter().map(pss).sum();
+                looks.push(Look { begun, ended: Instant::now(), bytes });
                 thread::sleep(BETWEEN);
             }
             looks
@@ -94,11 +111,17 @@ mod tests {
     #[test]
     fn settled_is_what_was_long_before_the_end() {
         let begun = Instant::now();
-        let at = |ms, bytes| (begun + Duration::from_millis(ms), bytes);
+        let after = |ms| begun + Duration::from_millis(ms);
+        let at = |ms, bytes| Look { begun: after(ms), ended: after(ms + 1), bytes };
         let looks = [at(0, 1), at(100, 90), at(4000, 40), at(4500, 42), at(4900, 41), at(5900, 3)];
         let weight = Weight::of(&looks, begun + Duration::from_secs(6));
         assert_eq!(weight, Some(Weight { settled: 41, peak: 90 }));
         assert_eq!(Weight::of(&looks[..1], begun), None);
+        // Where one takes seconds, the last whole one is taken.
+        let slow = |ms, bytes| Look { ended: after(ms + 2200), ..at(ms, bytes) };
+        let looks = [slow(0, 9), slow(2200, 40), slow(4400, 7)];
+        let weight = Weight::of(&looks, begun + Duration::from_secs(6));
+        assert_eq!(weight, Some(Weight { settled: 40, peak: 40 }));
         assert_eq!(Weight::of(&[at(0, 9), at(4000, 0)], begun + Duration::from_secs(6)), None);
     }
 

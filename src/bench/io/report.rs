@@ -268,18 +268,27 @@ impl Report {
             }
             notes.extend(one.notes.iter().map(|note| format!("{}: {note}.", one.name)));
         }
+        let (mut noisy, mut alike) = (Vec::new(), Vec::new());
         for (row, cell) in self.workloads.iter().flat_map(|row| row.cells.iter().map(move |cell| (row, cell))) {
             let named = format!("{} in {}", row.name, cell.backend);
             if !cell.failed.is_empty() {
                 let missing = if cell.summary.is_none() { "not measured" } else { "measured until it failed" };
                 notes.push(format!("{named}: {missing}: {}", cell.failed));
             }
-            if let Some(percent) = cell.summary.as_ref().map(Summary::width_percent).filter(|width| *width > NOISY) {
-                notes.push(format!("{named}: noisy: its interval is {percent} % of its median wide."));
+            if cell.summary.as_ref().is_some_and(|summary| summary.width_percent() > NOISY) {
+                noisy.push(named.clone());
             }
             if cell.ratio.is_some_and(|ratio| !ratio.told_apart) {
-                notes.push(format!("{named} cannot be told apart from {}.", self.baseline));
+                alike.push(named);
             }
+        }
+        if !noisy.is_empty() {
+            let noisy = noisy.join(", ");
+            notes.push(format!("Noisy, with an interval wider than {NOISY} % of the median: {noisy}."));
+        }
+        if !alike.is_empty() {
+            let alike = alike.join(", ");
+            notes.push(format!("Too noisy, or of too few runs, to be told apart from {}: {alike}.", self.baseline));
         }
         notes
     }
@@ -408,10 +417,15 @@ mod tests {
         let said = |report: &Report, text: &str| report.notes.iter().any(|note| note.contains(text));
         assert!(said(&report, "redis-set in vm: not measured: <it> is not there"), "{:?}", report.notes);
         assert!(said(&report, "5 runs are few") && !said(&report, "Interrupted"));
+        assert!(!said(&report, "oisy"), "{:?}", report.notes);
+        report.workloads[0].cells[1].samples[1].sample.thousandths = 1;
+        report.workloads[0].cells[1].samples[2].sample.thousandths = 1;
         report.workloads[0].cells[0].samples.pop();
         report.interrupted = true;
         report.evaluate();
         assert!(!report.complete && said(&report, "Interrupted"));
+        assert!(said(&report, "the median: layer-read in container."), "{:?}", report.notes);
+        assert!(said(&report, "apart from container: layer-read in vm."), "{:?}", report.notes);
     }
 
     #[test]
