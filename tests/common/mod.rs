@@ -143,7 +143,10 @@ impl Guest {
                 return before;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!seen.ended && !left.is_zero(), "no {text:?} from the guest:\n{}\n{}", seen.text, self.stderr());
+            if seen.ended || left.is_zero() {
+                let status = self.child.try_wait();
+                panic!("no {text:?} from the guest ({status:?}):\n{}\n{}", seen.text, self.stderr());
+            }
             seen = changed.wait_timeout(seen, left).unwrap().0;
         }
     }
