@@ -170,6 +170,7 @@ impl Stopwatch {
     /// It cannot be started, or watched.
     pub fn run_unwatched(&mut self, command: &mut Command, limit: Duration) -> io::Result<Outcome> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let before = children();
         let (start, started_ns) = (Instant::now(), monotonic_ns());
         let mut child = command.spawn()?;
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
@@ -180,7 +181,8 @@ impl Stopwatch {
         }
         let status = child.wait()?.code().unwrap_or(255);
         settle(SETTLING);
-        let observed = Observed { started_ns, exit_ns, status, ..Observed::default() };
+        let cpu_ns = children().cpu_ns.saturating_sub(before.cpu_ns);
+        let observed = Observed { started_ns, exit_ns, cpu_ns, status, ..Observed::default() };
         Ok(if ended == 0 { Outcome::TimedOut } else { Outcome::Done(observed) })
     }
 

@@ -31,6 +31,7 @@ pub const WAYS: [Way; 6] = [
 pub struct Seen {
     way: Way,
     exit_ns: Option<u64>,
+    cpu_ns: Option<u64>,
     system_calls: Option<u64>,
     instructions: Option<u64>,
 }
@@ -41,6 +42,8 @@ pub struct Seen {
 pub struct Added {
     /// Time to the end.
     pub time: Option<Ratio>,
+    /// Processor time of all of it, which says more than time where the machine is busy.
+    pub cpu: Option<Ratio>,
     /// System calls on the host.
     pub system_calls: Option<Ratio>,
     /// Instructions of the guest's kernel, where the host counts them.
@@ -80,6 +83,7 @@ pub fn look(
     Ok(Some(Seen {
         way,
         exit_ns: sample.exit_ns,
+        cpu_ns: sample.cpu_ns,
         system_calls: of(Event::SystemCalls),
         instructions: of(Event::EmulatedInstructions),
     }))
@@ -91,22 +95,26 @@ impl Probes {
         let column = |watch, counted, figure: fn(&Seen) -> Option<u64>| -> Vec<u64> {
             seen.iter().filter(|one| one.way == Way { watch, counted }).filter_map(figure).collect()
         };
-        let times = |watch, counted| column(watch, counted, |one| one.exit_ns);
+        let ratio = |with: (Watch, bool), without: (Watch, bool), figure| {
+            Ratio::of(&column(with.0, with.1, figure), &column(without.0, without.1, figure), seed)
+        };
+        let taken = |with, without| Added {
+            time: ratio(with, without, |one| one.exit_ns),
+            cpu: ratio(with, without, |one| one.cpu_ns),
+            ..Added::default()
+        };
         let against = |with, without| {
-            let counts = |figure| Ratio::of(&column(with, true, figure), &column(without, true, figure), seed);
+            let counts = |figure| ratio((with, true), (without, true), figure);
             Added {
-                time: Ratio::of(&times(with, false), &times(without, false), seed),
                 system_calls: counts(|one| one.system_calls),
                 instructions: counts(|one| one.instructions),
+                ..taken((with, false), (without, false))
             }
         };
         Self {
             stopwatch: against(Watch::Output, Watch::End),
             milestones: against(Watch::Milestones, Watch::Output),
-            counters: Added {
-                time: Ratio::of(&times(Watch::Output, true), &times(Watch::Output, false), seed),
-                ..Added::default()
-            },
+            counters: taken((Watch::Output, true), (Watch::Output, false)),
         }
     }
 
@@ -114,15 +122,16 @@ impl Probes {
     pub fn rows(&self, backend: &str) -> [[String; HEAD.len()]; 3] {
         [("stopwatch", self.stopwatch), ("milestones", self.milestones), ("counters", self.counters)].map(
             |(probe, added)| {
-                let [time, calls, instructions] = [added.time, added.system_calls, added.instructions].map(percent);
-                [backend.to_owned(), probe.to_owned(), time, calls, instructions]
+                let added = [added.time, added.cpu, added.system_calls, added.instructions].map(percent);
+                let [time, cpu, calls, instructions] = added;
+                [backend.to_owned(), probe.to_owned(), time, cpu, calls, instructions]
             },
         )
     }
 }
 
 /// Names of the columns of what probes add.
-pub const HEAD: [&str; 5] = ["BACKEND", "PROBE", "TIME", "SYSTEM CALLS", "KERNEL INSTRUCTIONS"];
+pub const HEAD: [&str; 6] = ["BACKEND", "PROBE", "TIME", "CPU", "SYSTEM CALLS", "KERNEL INSTRUCTIONS"];
 
 fn percent(ratio: Option<Ratio>) -> String {
     let Some(ratio) = ratio else { return "–".to_owned() };
@@ -141,7 +150,9 @@ mod tests {
             let at = u64::try_from(at).unwrap();
             let exit_ns = Some(1000 + 100 * at);
             let counts = way.counted.then_some(50 * (1 + at / 2));
-            seen.extend([Seen { way, exit_ns, system_calls: counts, instructions: None }; 5]);
+            seen.extend(
+                [Seen { way, exit_ns, cpu_ns: exit_ns.map(|ns| ns / 2), system_calls: counts, instructions: None }; 5],
+            );
         }
         let probes = Probes::of(&seen, 1);
         let ratio = |ratio: Option<Ratio>| ratio.map(|ratio| (ratio.ratio * 1000.0).round());
@@ -155,7 +166,9 @@ mod tests {
         );
         assert_eq!((probes.counters.system_calls, probes.stopwatch.instructions), (None, None));
         let [stopwatch, ..] = probes.rows("vm");
-        assert_eq!(stopwatch[2..], ["+20.00 % (+20.00 to +20.00)", "+100.00 % (+100.00 to +100.00)", "–"]);
+        assert_eq!(ratio(probes.milestones.cpu), Some(1167.0));
+        let time = "+20.00 % (+20.00 to +20.00)";
+        assert_eq!(stopwatch[2..], [time, time, "+100.00 % (+100.00 to +100.00)", "–"]);
         assert_eq!(Probes::of(&[], 1), Probes::default());
     }
 }
