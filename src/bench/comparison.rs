@@ -48,6 +48,7 @@ struct EarlierRun {
     ready_ns: Option<u64>,
     first_byte_ns: Option<u64>,
     exit_ns: Option<u64>,
+    cpu_ns: Option<u64>,
 }
 
 /// Why a file is no result to compare with.
@@ -97,6 +98,8 @@ pub struct Comparison {
     pub same_order: bool,
     /// The largest change of a ratio to the quickest container, or of boots to QEMU, in percent.
     pub ratios_differ_percent: f64,
+    /// The same of processor time, which says more where the machine was busy; `None` where it is not known.
+    pub cpu_ratios_differ_percent: Option<f64>,
     /// Both hold: the order, and each ratio within 10 %.
     pub agrees: bool,
 }
@@ -124,6 +127,13 @@ impl Earlier {
             (SCHEMA, VERSION) => Ok(earlier),
             (other, version) => Err(EarlierError::Schema(other.to_owned(), version)),
         }
+    }
+
+    /// Median of the processor time, of the runs that count.
+    fn cpu(&self, name: &str) -> Option<u64> {
+        let one = self.backends.iter().find(|one| one.name == name)?;
+        let counted = one.samples.iter().filter(|run| !run.warm_up);
+        median_of(&counted.map(|run| run.cpu_ns).collect::<Option<Vec<u64>>>()?)
     }
 
     /// The figure that decides, of the runs that count; as in [`Outcome::main`].
@@ -184,6 +194,7 @@ impl Comparison {
             backends: both.iter().filter_map(change).collect(),
             same_order,
             ratios_differ_percent: most,
+            cpu_ratios_differ_percent: cpu_ratios_differ(report, earlier),
             agrees: same_order && most <= AGREEMENT,
         }
     }
@@ -193,7 +204,12 @@ impl Comparison {
         let order = if self.same_order { "the same order" } else { "another order" };
         let percent = self.ratios_differ_percent;
         let agrees = if self.agrees { "the two agree" } else { "the two do not agree" };
-        format!("Against the result of {}: {order}, ratios of medians within {percent:.1} %: {agrees}.", self.started)
+        let cpu = self.cpu_ratios_differ_percent;
+        let cpu = cpu.map(|percent| format!(" (of processor time within {percent:.1} %)")).unwrap_or_default();
+        format!(
+            "Against the result of {}: {order}, ratios of medians within {percent:.1} %{cpu}: {agrees}.",
+            self.started
+        )
     }
 }
 
@@ -202,6 +218,21 @@ pub fn missing<'a>(report: &Report, earlier: &'a Earlier) -> Vec<&'a str> {
     let now: HashSet<&str> = report.backends.iter().filter(|one| one.main().is_some()).map(|one| one.name).collect();
     let then = earlier.backends.iter().filter(|one| median_of(&earlier.main_column(&one.name)).is_some());
     then.map(|one| one.name.as_str()).filter(|name| !now.contains(name)).collect()
+}
+
+/// The largest change of a ratio of processor time to the quickest container's, in percent.
+#[allow(clippy::cast_precision_loss, reason = "a digit behind the point is shown")]
+fn cpu_ratios_differ(report: &Report, earlier: &Earlier) -> Option<f64> {
+    let base = report.baseline?;
+    let now = |name: &str| report.backends.iter().find(|one| one.name == name)?.cpu.as_ref().map(|cpu| cpu.median_ns);
+    let change = |name: &str| {
+        let [now, now_base, then, then_base] =
+            [now(name)?, now(base)?, earlier.cpu(name)?, earlier.cpu(base)?].map(|ns| ns.max(1) as f64);
+        let change = (now / now_base) / (then / then_base);
+        Some(100.0 * (change.max(1.0 / change) - 1.0))
+    };
+    let starts = report.backends.iter().filter(|one| !one.is_boot && one.name != base);
+    starts.filter_map(|one| change(one.name)).reduce(f64::max)
 }
 
 fn median_of(column: &[u64]) -> Option<u64> {
@@ -228,6 +259,7 @@ mod tests {
     fn a_result_agrees_with_itself() {
         let comparison = Comparison::of(&report(), &earlier(|_| {}));
         assert!(comparison.agrees && comparison.ratios_differ_percent < 0.001, "{comparison:?}");
+        assert!(comparison.cpu_ratios_differ_percent.is_some_and(|percent| percent < 0.001), "{comparison:?}");
         assert!(comparison.differs.is_empty());
         assert!(comparison.backends.iter().all(|one| one.verdict == Verdict::Same), "{comparison:?}");
         assert_eq!(comparison.backends.len(), 6);
@@ -246,6 +278,14 @@ mod tests {
         );
         assert!(comparison.same_order && !comparison.agrees, "{comparison:?}");
         assert!((comparison.ratios_differ_percent - 50.0).abs() < 1.0);
+        assert!(comparison.cpu_ratios_differ_percent.is_some_and(|percent| percent < 0.001), "only its times differ");
+        let doubled = |report: &mut Report| {
+            let vm = report.backends.iter_mut().find(|one| one.name == "vm").unwrap();
+            vm.samples.iter_mut().for_each(|run| run.cpu_ns = run.cpu_ns.map(|ns| ns * 2));
+        };
+        let comparison = Comparison::of(&report(), &earlier(doubled));
+        assert!(comparison.agrees, "processor time does not decide: {comparison:?}");
+        assert!(comparison.cpu_ratios_differ_percent.is_some_and(|percent| (percent - 100.0).abs() < 0.1));
         let comparison = Comparison::of(&report(), &earlier(|report| slow_down(report, "vm", 5)));
         assert_eq!(verdict(&comparison, "vm"), Some(Verdict::Worse));
         assert!(!comparison.same_order, "{comparison:?}");

@@ -10,6 +10,7 @@ pub mod comparison;
 pub mod counters;
 pub mod density;
 pub mod html;
+mod interrupt;
 pub mod io;
 pub mod isolation;
 pub mod machine;

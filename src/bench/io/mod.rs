@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use self::program::{Interrupts, ask};
+use self::program::ask;
 use self::report::{Backend, Cell, Report, Row, Run, SCHEMA, Sample, VERSION};
 use self::sandbox::{Ground, Needs, Sandbox};
 use self::workload::{Extent, Place, Tool, Workload};
 use super::backend::{Failed, Kind, Workspace};
+use super::interrupt::Interrupt;
 use super::machine::{self, Machine};
 use super::schedule::turns;
 use crate::failure::Failure;
@@ -72,7 +73,7 @@ pub struct Plan {
 /// Nothing can be measured at all. What only some backends or workloads lack is in the report.
 pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Report, Failure> {
     let failed = |error| Failure::new("cannot measure", error, "free memory, descriptors and space in $TMPDIR");
-    let mut interrupts = Interrupts::catch().map_err(failed)?;
+    let mut interrupt = Interrupt::new().map_err(failed)?;
     let mut host = Machine::look();
     let workspace = Workspace::new().map_err(failed)?;
     let volumes = TempDir::with_prefix_in("bench-io-", &plan.data).map_err(failed)?;
@@ -83,7 +84,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
     let mut backends: Vec<Backend> = plan.backends.iter().copied().map(Backend::of).collect();
     let mut sandboxes = Vec::new();
     let mut interrupted =
-        start(plan, &archive, volumes.path(), &workspace, &mut interrupts, &mut backends, &mut sandboxes, tell);
+        start(plan, &archive, volumes.path(), &workspace, &mut interrupt, &mut backends, &mut sandboxes, tell);
     let mut workloads: Vec<Row> = plan.workloads.iter().map(Row::of).collect();
     for (row, workload) in workloads.iter_mut().zip(&plan.workloads) {
         let missing = missing(workload);
@@ -96,7 +97,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
             })
             .collect();
     }
-    interrupted = interrupted || measure(plan, &sandboxes, &mut workloads, &mut interrupts, tell);
+    interrupted = interrupted || measure(plan, &sandboxes, &mut workloads, &mut interrupt, tell);
     host.look_again();
     tell("removing what was started");
     drop(sandboxes);
@@ -144,7 +145,7 @@ fn start(
     archive: &Path,
     volumes: &Path,
     workspace: &Workspace,
-    interrupts: &mut Interrupts,
+    interrupt: &mut Interrupt,
     backends: &mut [Backend],
     sandboxes: &mut Vec<Sandbox>,
     tell: &mut dyn FnMut(&str),
@@ -164,7 +165,7 @@ fn start(
     };
     for (at, &kind) in plan.backends.iter().enumerate() {
         tell(&format!("{kind}: starting it"));
-        match Sandbox::start(kind, &ground, workspace, interrupts) {
+        match Sandbox::start(kind, &ground, workspace, interrupt) {
             Ok(sandbox) => {
                 backends[at].command.clone_from(&sandbox.command);
                 backends[at].version.clone_from(&sandbox.version);
@@ -186,7 +187,7 @@ fn measure(
     plan: &Plan,
     sandboxes: &[Sandbox],
     workloads: &mut [Row],
-    interrupts: &mut Interrupts,
+    interrupt: &mut Interrupt,
     tell: &mut dyn FnMut(&str),
 ) -> bool {
     let all = plan.workloads.len() * sandboxes.len();
@@ -208,7 +209,7 @@ fn measure(
                 continue;
             }
         };
-        match measured(tool, &words, plan.extent.seconds, interrupts) {
+        match measured(tool, &words, plan.extent.seconds, interrupt) {
             Ok(sample) => cell.samples.push(Run::of(turn.round, turn.warm_up, sample)),
             Err(Failed::Interrupted) => return true,
             Err(Failed::Because(why)) => cell.failed = why,
@@ -222,12 +223,12 @@ fn measure(
 }
 
 /// Runs it once; a server that is not done with the one before, as in a guest that is interpreted, is asked again.
-fn measured(tool: Tool, words: &[String], seconds: u16, interrupts: &mut Interrupts) -> Result<Sample, Failed> {
+fn measured(tool: Tool, words: &[String], seconds: u16, interrupt: &mut Interrupt) -> Result<Sample, Failed> {
     let limit = PATIENCE + 2 * Duration::from_secs(seconds.into());
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let why = match ask(words, limit, interrupts) {
+        let why = match ask(words, limit, interrupt) {
             Ok(text) => match workload::parse(tool, &text) {
                 Some(sample) => return Ok(sample),
                 None => workload::error(&text).unwrap_or_else(|| "its result cannot be read".to_owned()),

@@ -2,7 +2,6 @@
 //! A program that is asked something, and may be long about it.
 
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
@@ -13,49 +12,26 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use super::super::backend::Failed;
-use crate::signals;
+use super::super::interrupt::Interrupt;
 
 /// Bytes that are read of what a program writes: what runs in a sandbox may write without end.
 const MOST: u64 = 1 << 20;
 /// Exit status of `exec` where there is no such program.
 const NOT_FOUND: i32 = 127;
 
-/// Whether the user wants no more.
-#[derive(Debug)]
-pub struct Interrupts {
-    signals: OwnedFd,
-    seen: bool,
-}
-
-impl Interrupts {
-    /// Catches SIGINT, SIGTERM and SIGHUP. To be made before threads are.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn catch() -> io::Result<Self> {
-        Ok(Self { signals: signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?, seen: false })
-    }
-
-    /// Whether a signal has come.
-    pub fn seen(&mut self) -> bool {
-        self.seen |= signals::take(&self.signals).is_some();
-        self.seen
-    }
-}
-
 /// Runs it and gives what it has written, where it ends with status 0. After `limit` it is killed, and where the user wants
 /// no more.
 ///
 /// # Errors
 /// It does not end well, or in time.
-pub fn ask(words: &[String], limit: Duration, interrupts: &mut Interrupts) -> Result<String, Failed> {
+pub fn ask(words: &[String], limit: Duration, interrupt: &mut Interrupt) -> Result<String, Failed> {
     let [program, arguments @ ..] = words else { return Err(Failed::Because("there is no program".to_owned())) };
     let mut command = Command::new(program);
     // A Ctrl-C on our terminal is ours to handle.
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(|error| Failed::Because(format!("cannot start {program}: {error}")))?;
     let (stdout, stderr) = (child.stdout.take().map(read), child.stderr.take().map(read));
-    let waited = wait(Pid::from_child(&child), limit, interrupts);
+    let waited = wait(Pid::from_child(&child), limit, interrupt);
     if waited.is_err() {
         // One that has just ended needs no signal.
         let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
@@ -76,7 +52,7 @@ pub fn ask(words: &[String], limit: Duration, interrupts: &mut Interrupts) -> Re
     }))
 }
 
-fn wait(pid: Pid, limit: Duration, interrupts: &mut Interrupts) -> Result<(), Failed> {
+fn wait(pid: Pid, limit: Duration, interrupt: &mut Interrupt) -> Result<(), Failed> {
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from)?;
     let begun = Instant::now();
     loop {
@@ -85,7 +61,7 @@ fn wait(pid: Pid, limit: Duration, interrupts: &mut Interrupts) -> Result<(), Fa
         };
         let left = Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX), tv_nsec: 999_999_999 };
         let (ended, signalled) = {
-            let mut watched = [PollFd::new(&process, PollFlags::IN), PollFd::new(&interrupts.signals, PollFlags::IN)];
+            let mut watched = [PollFd::new(&process, PollFlags::IN), PollFd::new(interrupt.signals(), PollFlags::IN)];
             match poll(&mut watched, Some(&left)) {
                 Err(Errno::INTR) => continue,
                 polled => polled.map_err(io::Error::from)?,
@@ -95,7 +71,7 @@ fn wait(pid: Pid, limit: Duration, interrupts: &mut Interrupts) -> Result<(), Fa
         if ended {
             return Ok(());
         }
-        if signalled && interrupts.seen() {
+        if signalled && interrupt.has_come() {
             return Err(Failed::Interrupted);
         }
     }
@@ -116,7 +92,7 @@ mod tests {
 
     fn sh(script: &str, limit: Duration) -> Result<String, Failed> {
         let words = ["sh", "-c", script].map(str::to_owned);
-        ask(&words, limit, &mut Interrupts::catch().unwrap())
+        ask(&words, limit, &mut Interrupt::new().unwrap())
     }
 
     #[test]

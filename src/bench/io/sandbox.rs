@@ -13,8 +13,9 @@ use serde_json::Value;
 
 use super::super::backend::Workspace;
 use super::super::backend::{Failed, Kind, podman};
+use super::super::interrupt::Interrupt;
 use super::super::machine::has_cgroup2;
-use super::program::{Interrupts, ask};
+use super::program::ask;
 use super::workload::{IPERF_PORT, REDIS_PORT, VOLUME, iperf_server, redis_server};
 
 /// How long it takes to start one, or a server in it, on the slowest of hosts.
@@ -83,7 +84,7 @@ impl Sandbox {
         kind: Kind,
         ground: &Ground<'_>,
         workspace: &Workspace,
-        interrupts: &mut Interrupts,
+        interrupt: &mut Interrupt,
     ) -> Result<Self, Failed> {
         let coracle = vec![ground.coracle.display().to_string()];
         let ours = concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned();
@@ -129,7 +130,7 @@ impl Sandbox {
                 let mount = |path: &PathBuf| ["--volume".to_owned(), format!("{}:{VOLUME}", path.display())];
                 command.extend(volume.iter().flat_map(mount));
                 command.extend(words(&["--user", "0", "--entrypoint", "sleep", &image, "100000"]));
-                match ask(&command, STARTING, interrupts) {
+                match ask(&command, STARTING, interrupt) {
                     Ok(said) => {
                         let mut sandbox = Self {
                             kind,
@@ -142,7 +143,7 @@ impl Sandbox {
                             globals: globals.clone(),
                             id: said.lines().last().unwrap_or("").trim().to_owned(),
                         };
-                        sandbox.serve(ground.needs, interrupts)?;
+                        sandbox.serve(ground.needs, interrupt)?;
                         return Ok(sandbox);
                     }
                     Err(Failed::Interrupted) => return Err(Failed::Interrupted),
@@ -169,14 +170,14 @@ impl Sandbox {
         self.words(&["exec", "--user", "0"], program)
     }
 
-    fn serve(&mut self, needs: Needs, interrupts: &mut Interrupts) -> Result<(), Failed> {
+    fn serve(&mut self, needs: Needs, interrupt: &mut Interrupt) -> Result<(), Failed> {
         if needs.iperf {
-            let address = self.address(interrupts).map(|address| SocketAddr::new(address, IPERF_PORT));
-            self.iperf = self.serving(address, &iperf_server(), is_there, interrupts)?;
+            let address = self.address(interrupt).map(|address| SocketAddr::new(address, IPERF_PORT));
+            self.iperf = self.serving(address, &iperf_server(), is_there, interrupt)?;
         }
         if needs.redis {
-            let address = self.published(interrupts);
-            self.redis = self.serving(address, &redis_server(), is_redis, interrupts)?;
+            let address = self.published(interrupt);
+            self.redis = self.serving(address, &redis_server(), is_redis, interrupt)?;
         }
         Ok(())
     }
@@ -187,10 +188,10 @@ impl Sandbox {
         address: Result<SocketAddr, Failed>,
         server: &[String],
         there: fn(SocketAddr) -> std::io::Result<bool>,
-        interrupts: &mut Interrupts,
+        interrupt: &mut Interrupt,
     ) -> Result<Result<SocketAddr, String>, Failed> {
         let started = address.and_then(|address| {
-            ask(&self.words(&["exec", "--detach", "--user", "0"], server), STARTING, interrupts).map(|_| address)
+            ask(&self.words(&["exec", "--detach", "--user", "0"], server), STARTING, interrupt).map(|_| address)
         });
         let address = match started {
             Ok(address) => address,
@@ -199,7 +200,7 @@ impl Sandbox {
         };
         let begun = Instant::now();
         while !there(address).unwrap_or(false) {
-            if interrupts.seen() {
+            if interrupt.has_come() {
                 return Err(Failed::Interrupted);
             }
             if begun.elapsed() > STARTING {
@@ -212,8 +213,8 @@ impl Sandbox {
     }
 
     /// Its own address, as `inspect` has it.
-    fn address(&self, interrupts: &mut Interrupts) -> Result<IpAddr, Failed> {
-        let text = ask(&self.words(&["inspect"], &[]), STARTING, interrupts)?;
+    fn address(&self, interrupt: &mut Interrupt) -> Result<IpAddr, Failed> {
+        let text = ask(&self.words(&["inspect"], &[]), STARTING, interrupt)?;
         let all: Value = serde_json::from_str(&text).unwrap_or_default();
         let settings = all.pointer("/0/NetworkSettings").cloned().unwrap_or_default();
         let networks = settings.get("Networks").and_then(Value::as_object);
@@ -223,8 +224,8 @@ impl Sandbox {
     }
 
     /// Where redis is published.
-    fn published(&self, interrupts: &mut Interrupts) -> Result<SocketAddr, Failed> {
-        let text = ask(&self.words(&["port"], &[format!("{REDIS_PORT}/tcp")]), STARTING, interrupts)?;
+    fn published(&self, interrupt: &mut Interrupt) -> Result<SocketAddr, Failed> {
+        let text = ask(&self.words(&["port"], &[format!("{REDIS_PORT}/tcp")]), STARTING, interrupt)?;
         let found = text.lines().find_map(|line| line.rsplit(' ').next()?.trim().parse().ok());
         found.ok_or_else(|| Failed::Because("its port is not published".to_owned()))
     }

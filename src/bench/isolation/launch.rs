@@ -17,11 +17,11 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use tempfile::TempDir;
 
 use super::super::backend::Failed;
+use super::super::interrupt::Interrupt;
 use super::super::machine::version;
 use super::attack::FLOOD;
 use super::image::PROGRAM;
 use super::limits::{Group, Hierarchies, Limits};
-use super::signal::Interrupt;
 
 /// Lines that wait to be listened to.
 const WAITING: usize = 256;

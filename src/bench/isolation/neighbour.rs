@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::super::backend::Failed;
+use super::super::interrupt::Interrupt;
 use super::super::machine::Machine;
 use super::attack::{ATTACKING, BYTES, FILES, OPEN, STOPPED};
 use super::catalogue::Group;
@@ -14,7 +15,6 @@ use super::judge::Verdict;
 use super::launch::{Ground, Kind, Session};
 use super::limits::Limits;
 use super::report::{Cell, Control, Row, Sandbox};
-use super::signal::Interrupt;
 use super::victim::{Deed, Line};
 use super::{Plan, boundary, image, inside};
 

@@ -22,6 +22,11 @@ impl Interrupt {
         Ok(Self { signals: signals::readable(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?, come: false })
     }
 
+    /// What becomes readable when one comes, for poll(2).
+    pub fn signals(&self) -> &OwnedFd {
+        &self.signals
+    }
+
     /// Whether one has come.
     pub fn has_come(&mut self) -> bool {
         self.come |= signals::take(&self.signals).is_some();
