@@ -13,6 +13,12 @@ pub fn process_cpu_ns() -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
+/// Processor time of the calling thread, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    let (seconds, nanoseconds) = read(libc::CLOCK_THREAD_CPUTIME_ID);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
 /// `CLOCK_REALTIME`, in nanoseconds since 1970, UTC.
 pub fn realtime_ns() -> u64 {
     let (seconds, nanoseconds) = read(libc::CLOCK_REALTIME);

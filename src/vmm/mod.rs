@@ -25,3 +25,4 @@ pub mod stats;
 pub mod vcpu;
 pub mod virtiofsd;
 pub mod vm;
+pub mod wakeups;

@@ -16,6 +16,7 @@ use super::event_loop::Token;
 use super::jail::Jail;
 use super::machine::Machine;
 use super::snapshot;
+use super::wakeups::Wakeups;
 use crate::failure::Failure;
 
 /// Numbers of the machine's own descriptors in its event set; clients follow from [`CLIENTS`] on.
@@ -113,6 +114,7 @@ impl Runner {
         self.machine.vcpus.resume();
         self.next_sample = self.machine.sample_interval.map(|interval| Instant::now() + interval);
         let broken = |error| Failure::new("the event loop failed", error, "look at the host's kernel log (`dmesg`)");
+        let mut wakeups = Wakeups::new();
         loop {
             if let Some(end) = self.end.take() {
                 return end;
@@ -125,6 +127,7 @@ impl Runner {
             for (token, set) in ready {
                 self.dispatch(token, set).map_err(broken)?;
             }
+            wakeups.look();
         }
     }
 

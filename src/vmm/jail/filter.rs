@@ -229,6 +229,10 @@ fn program(extra: Extra) -> Result<Vec<libc::sock_filter>, FilterError> {
     let timeouts = [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO].map(i32::unsigned_abs);
     if_call(&mut lines, libc::SYS_setsockopt, one_of(2, &timeouts));
     if_call(&mut lines, libc::SYS_prctl, one_of(0, &[libc::PR_SET_NAME.unsigned_abs()]));
+    // How this very thread wakes up (see `wakeups`).
+    let mut own = vec![Line::Load(argument(0)), Line::If(EQUALS, 0, To::Next, To::Kill)];
+    own.extend(one_of(1, &[libc::SCHED_OTHER, libc::SCHED_BATCH].map(i32::unsigned_abs)));
+    if_call(&mut lines, libc::SYS_sched_setscheduler, own);
     // Signals to this process alone.
     if_call(&mut lines, libc::SYS_tgkill, one_of(0, &[std::process::id()]));
     if extra.connect {

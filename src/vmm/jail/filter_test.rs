@@ -42,6 +42,8 @@ fn call(extra: Extra, words: [i64; 5]) -> Outcome {
 const NEITHER: Extra = Extra { connect: false, unlink: false };
 const BOTH_EXTRAS: Extra = Extra { connect: true, unlink: true };
 const ROOT: &std::ffi::CStr = c"/";
+/// A `struct sched_param` of zero.
+static PRIORITY: libc::c_int = 0;
 const NONE: &std::ffi::CStr = c"/no/such/file";
 
 fn address(text: &std::ffi::CStr) -> i64 {
@@ -57,6 +59,7 @@ fn what_a_vmm_does_is_allowed() {
         [libc::SYS_mmap, 0, 4096, read, private],
         [libc::SYS_fcntl, 0, i64::from(libc::F_GETFD), 0, 0],
         [libc::SYS_eventfd2, 0, 0, 0, 0],
+        [libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH.into(), (&raw const PRIORITY) as i64, 0],
     ] {
         assert_eq!(call(NEITHER, words), Outcome::Done, "{words:?}");
     }
@@ -112,6 +115,8 @@ fn anything_else_ends_the_process() {
         [libc::SYS_mount, 0, 0, 0, 0],
         [libc::SYS_unshare, 0, 0, 0, 0],
         [libc::SYS_prctl, dumpable, 1, 0, 0],
+        [libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO.into(), address(ROOT), 0],
+        [libc::SYS_sched_setscheduler, 1, libc::SCHED_BATCH.into(), (&raw const PRIORITY) as i64, 0],
         [libc::SYS_socket, i64::from(libc::AF_INET), stream, 0, 0],
     ];
     let killed = Outcome::Killed(libc::SIGSYS);
