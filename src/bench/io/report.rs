@@ -258,10 +258,12 @@ impl Report {
         if self.runs < 10 {
             notes.push(format!("{} runs are few: intervals of so small samples are too narrow.", self.runs));
         }
-        notes.push(match self.direct {
-            true => "Files are opened with O_DIRECT. A VM's kernel then keeps nothing of them, but what serves its volume on the host does.".to_owned(),
-            false => "Files are read and written through the kernel's cache, as most programs do; what is written is synced at the end of each run.".to_owned(),
-        });
+        if self.workloads.iter().any(|row| row.name.starts_with("layer-") || row.name.starts_with("volume-")) {
+            notes.push(match self.direct {
+                true => "Files are opened with O_DIRECT. A VM's kernel then keeps nothing of them, but what serves its volume on the host does.".to_owned(),
+                false => "Files are read and written through the kernel's cache, as most programs do; what is written is synced at the end of each run.".to_owned(),
+            });
+        }
         for one in &self.backends {
             if !one.failed.is_empty() {
                 notes.push(format!("{}: not measured: {}", one.name, one.failed));
