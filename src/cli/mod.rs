@@ -49,9 +49,10 @@ mod version;
 mod volume;
 mod wait;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Command, Parser, Subcommand, ValueEnum};
 use coracle::failure::EXIT_FAILURE;
 use coracle::supervisor::client::MONITOR_VERB;
 
@@ -166,9 +167,28 @@ enum Format {
     Json,
 }
 
+/// The verbs of a container's start, read without the flags of all others, which take longer to describe than to read.
+/// `None` for other verbs, and for what is to be refused or explained: that is for the whole command line.
+fn common_verb(words: &[OsString]) -> Option<Verb> {
+    match words.get(1)?.to_str()? {
+        MONITOR_VERB => read_alone(MONITOR_VERB, words).map(Verb::Monitor),
+        "run" => read_alone("run", words).map(|args| Verb::Run(Box::new(args))),
+        "exec" => read_alone("exec", words).map(Verb::Exec),
+        _ => None,
+    }
+}
+
+fn read_alone<A: Args>(name: &'static str, words: &[OsString]) -> Option<A> {
+    let command = Command::new("coracle").subcommand(A::augment_args(Command::new(name)));
+    let matches = command.try_get_matches_from(words).ok()?;
+    A::from_arg_matches(matches.subcommand()?.1).ok()
+}
+
 /// Parses the command line, runs the verb, and reports its failure.
 pub fn main() -> ExitCode {
-    let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
+    let words: Vec<_> = std::env::args_os().collect();
+    let verb = common_verb(&words);
+    let result = match verb.unwrap_or_else(|| Cli::try_parse_from(words).unwrap_or_else(|error| refuse(&error)).verb) {
         Verb::Boot(args) => boot::run(&args),
         Verb::Template(args) => templates::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
@@ -237,5 +257,30 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_common_verb_read_alone_is_as_read_among_all() {
+        let lines = [
+            "run --rm -it -e A=1 busybox sh -c true",
+            "run -d --name web -p 80:80 --memory 64M oci:layout",
+            "exec -it web sh",
+            "monitor /tmp/container 3",
+        ];
+        for line in lines {
+            let words: Vec<OsString> = format!("coracle {line}").split(' ').map(OsString::from).collect();
+            let alone = common_verb(&words).expect(line);
+            assert_eq!(format!("{alone:?}"), format!("{:?}", Cli::try_parse_from(words).unwrap().verb));
+        }
+    }
+
+    #[test]
+    fn what_is_to_be_explained_or_refused_is_left_to_the_whole_command_line() {
+        for line in
+            ["run", "run --help", "run --no-such-flag busybox", "monitor", "exec web", "ps", "--version", "help run"]
+        {
+            let words: Vec<OsString> = format!("coracle {line}").split(' ').map(OsString::from).collect();
+            assert!(common_verb(&words).is_none(), "{line}");
+        }
     }
 }
