@@ -5,14 +5,26 @@
 use std::env;
 use std::fs::File;
 use std::io::Write;
-use std::sync::OnceLock;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use crate::vmm::clock::monotonic_ns;
 
 /// The environment's name of the file, which has to be there.
 pub const VARIABLE: &str = "CORACLE_MILESTONES";
 
-static MILESTONES: OnceLock<Option<File>> = OnceLock::new();
+/// `None` until it is known whether there is a file.
+static MILESTONES: Mutex<Option<Option<File>>> = Mutex::new(None);
+
+/// From here on this file counts, and not what the environment names.
+pub fn follow(path: Option<&Path>) {
+    let file = path.and_then(|path| open(path).ok());
+    *MILESTONES.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    File::options().append(true).open(path)
+}
 
 /// Here, now.
 pub fn reach(milestone: impl std::fmt::Display) {
@@ -21,8 +33,9 @@ pub fn reach(milestone: impl std::fmt::Display) {
 
 /// There, at this time of [`monotonic_ns`].
 pub fn reach_at(milestone: impl std::fmt::Display, ns: u64) {
-    let open = || File::options().append(true).open(env::var_os(VARIABLE)?).ok();
-    if let Some(mut file) = MILESTONES.get_or_init(open).as_ref() {
+    let mut milestones = MILESTONES.lock().unwrap_or_else(PoisonError::into_inner);
+    let named = || env::var_os(VARIABLE).and_then(|path| open(Path::new(&path)).ok());
+    if let Some(file) = milestones.get_or_insert_with(named) {
         // In one piece, since others append too. A benchmark that is not told shows nothing.
         let _ = file.write_all(format!("{ns} {milestone}\n").as_bytes());
     }

@@ -35,6 +35,7 @@ mod run;
 mod save;
 mod session;
 mod snapshot;
+mod spare;
 mod start;
 mod stats;
 mod stop;
@@ -55,6 +56,7 @@ use std::process::ExitCode;
 use clap::{Args, Command, Parser, Subcommand, ValueEnum};
 use coracle::failure::EXIT_FAILURE;
 use coracle::supervisor::client::MONITOR_VERB;
+use coracle::supervisor::spare::VERB as SPARE_VERB;
 
 /// Every container in its own small virtual machine.
 #[derive(Debug, Parser)]
@@ -119,6 +121,9 @@ enum Verb {
     /// Look after a running container.
     #[command(name = MONITOR_VERB, hide = true)]
     Monitor(monitor::MonitorArgs),
+    /// Wait for a container to look after.
+    #[command(name = SPARE_VERB, hide = true)]
+    Spare(spare::SpareArgs),
     /// Fetch an image from a registry.
     Pull(Box<pull::PullArgs>),
     /// Bring an image to the registry that its name says.
@@ -213,6 +218,7 @@ pub fn main() -> ExitCode {
         Verb::Stats(args) => stats::run(&args),
         Verb::Container(args) => container::run(args),
         Verb::Monitor(args) => monitor::run(&args),
+        Verb::Spare(args) => spare::run(&args),
         Verb::Pull(args) => pull::run(&args),
         Verb::Push(args) => push::run(&args),
         Verb::Login(args) => login::run(&args),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use coracle::supervisor::monitor;
+use coracle::supervisor::monitor::{self, Beforehand};
 
 /// Look after a running container.
 #[derive(Debug, Args)]
@@ -16,6 +16,8 @@ pub struct MonitorArgs {
     /// Descriptor of the connection of who asked for it
     #[arg(value_parser = clap::value_parser!(i32).range(3..))]
     client: i32,
+    /// Where it is to wait for another container like this one, once this one has ended
+    spare: Option<PathBuf>,
 }
 
 /// Runs until the container has ended.
@@ -25,6 +27,8 @@ pub struct MonitorArgs {
 pub fn run(args: &MonitorArgs) -> anyhow::Result<ExitCode> {
     // SAFETY: whoever started us left this descriptor open for us alone. Where it is not open, the first read says so.
     let client = unsafe { OwnedFd::from_raw_fd(args.client) };
-    monitor::run(&args.directory, client)?;
+    if let Some(offer) = monitor::run(&args.directory, client, Beforehand::new(args.spare.clone()))? {
+        offer.become_spare()?;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -38,6 +38,9 @@ pub struct RunArgs {
     /// Pass signals on to the program
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
     sig_proxy: bool,
+    /// Use no microVM that waits for such a container, and leave none waiting
+    #[arg(long)]
+    no_spare: bool,
     #[command(flatten)]
     container: ContainerArgs,
 }
@@ -72,7 +75,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     let signals = foreground.then(Signals::take).transpose().context("cannot catch signals")?;
     let size = session::size().filter(|_| terminal);
-    let connection = Connection::start(&container, &Request::Attach { input, output: foreground, size })?;
+    let request = Request::Attach { input, output: foreground, size };
+    let connection = Connection::start(&container, &request, !args.no_spare)?;
     if args.detach {
         if let Some(status) = session::started(&connection, &what)? {
             return Ok(status);

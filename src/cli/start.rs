@@ -49,7 +49,7 @@ pub fn start(name: &str, what: &str) -> anyhow::Result<()> {
     if state.status.is_up() {
         return Ok(());
     }
-    match Connection::start(&container, &Request::FOLLOW)?.reply(what)? {
+    match Connection::start(&container, &Request::FOLLOW, false)?.reply(what)? {
         Reply::Failed { failure, .. } => Err(failure.into()),
         _ => Ok(()),
     }
@@ -69,7 +69,7 @@ fn attached(args: &StartArgs, name: &str) -> anyhow::Result<ExitCode> {
             connection.ask(request, &what)?;
             connection
         }
-        false => Connection::start(&container, &request)?,
+        false => Connection::start(&container, &request, false)?,
     };
     let wiring = Wiring { input, stdout: true, stderr: true, terminal: config.terminal, signals: true };
     session::finish(session::run(&container, &connection, wiring, Some(signals), || (), &what)?)

@@ -8,11 +8,12 @@ use clap::{Args, Parser, Subcommand};
 use coracle::failure::Failure;
 use coracle::sandbox::template::{self, Template};
 use coracle::sandbox::{Devices, Shape};
-use coracle::supervisor::warm;
+use coracle::supervisor::{spare, warm};
 
 use super::Format;
 use super::create::{ContainerArgs, memory, vcpus};
 use super::units::size;
+use serde::Serialize;
 
 /// Look after the templates of which containers' microVMs are clones. They are made when they are first needed.
 #[derive(Debug, Args)]
@@ -78,6 +79,15 @@ struct Alike {
     container: ContainerArgs,
 }
 
+/// A template, and how many of its clones wait for a container.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed<'a> {
+    #[serde(flatten)]
+    template: &'a Template,
+    waiting: usize,
+}
+
 impl WarmArgs {
     fn make(&self) -> anyhow::Result<String> {
         let Some(image) = &self.image else {
@@ -109,6 +119,8 @@ pub fn run(args: &TemplateArgs) -> anyhow::Result<ExitCode> {
 
 fn list(args: &LsArgs) -> anyhow::Result<()> {
     let templates = template::list()?;
+    let waiting = spare::waiting();
+    let waiting = |name: &str| waiting.iter().filter(|(_, one)| one.template == name).count();
     let mut out = io::stdout().lock();
     if args.quiet {
         for template in templates {
@@ -117,15 +129,20 @@ fn list(args: &LsArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     if args.format == Format::Json {
-        writeln!(out, "{}", serde_json::to_string(&templates)?)?;
+        let listed = templates.iter().map(|template| Listed { waiting: waiting(&template.name), template });
+        writeln!(out, "{}", serde_json::to_string(&listed.collect::<Vec<_>>())?)?;
         return Ok(());
     }
-    writeln!(out, "{:<18}{:<6}{:<10}{:<6}{:<6}{:<10}IMAGE", "TEMPLATE", "CPUS", "MEMORY", "DISKS", "NETS", "SIZE")?;
+    writeln!(
+        out,
+        "{:<18}{:<6}{:<10}{:<6}{:<6}{:<10}{:<8}IMAGE",
+        "TEMPLATE", "CPUS", "MEMORY", "DISKS", "NETS", "SIZE", "WAITING"
+    )?;
     for Template { name, shape, disks, nets, image, bytes } in templates {
         let memory = format!("{}MiB", shape.memory_mib);
         let image = image.map(|image| format!("{} {}", image.name, image.program)).unwrap_or_default();
-        let (cpus, size) = (shape.cpus, size(bytes));
-        writeln!(out, "{name:<18}{cpus:<6}{memory:<10}{disks:<6}{nets:<6}{size:<10}{image}")?;
+        let (cpus, size, waiting) = (shape.cpus, size(bytes), waiting(&name));
+        writeln!(out, "{name:<18}{cpus:<6}{memory:<10}{disks:<6}{nets:<6}{size:<10}{waiting:<8}{image}")?;
     }
     Ok(())
 }

@@ -159,6 +159,11 @@ impl Agent {
         Ok(Self { channel, vsock: vsock.to_owned() })
     }
 
+    /// The VMM's socket is elsewhere now.
+    pub(super) fn moved(&mut self, vsock: &Path) {
+        vsock.clone_into(&mut self.vsock);
+    }
+
     /// Makes a guest that was restored one of its own, as [`Agent::renew`] does, and has it start a process, with as few
     /// turns of the guest as can be: all is said at once.
     ///

@@ -55,7 +55,7 @@ impl About {
 }
 
 /// What of an image is prepared, or could be.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepared {
     /// What is made ahead.
     pub assembly: Assembly,

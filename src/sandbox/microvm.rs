@@ -4,7 +4,8 @@
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -71,7 +72,10 @@ pub struct MicroVm {
     vsock: PathBuf,
     /// It is a clone of a template that has yet to become one of its own, with these network cards.
     clone: Option<Vec<MacAddress>>,
-    has_container: bool,
+    /// The template of its image, if it is a clone of that: the guest has its container then.
+    template: Option<PathBuf>,
+    /// The agent of a clone that is one of its own already.
+    awake: Mutex<Option<Agent>>,
 }
 
 /// Whether a VM may be a clone of a template.
@@ -135,22 +139,57 @@ impl MicroVm {
         Self::launch(machine(shape, devices)?.into(), devices, None)
     }
 
-    fn with_container(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<Option<Self>, Failure> {
+    /// Starts a clone of the template of this image, where there is one.
+    ///
+    /// # Errors
+    /// The VMM cannot be started, or the template is no good here.
+    pub fn with_container(shape: Shape, devices: &Devices, prepared: &Prepared) -> Result<Option<Self>, Failure> {
         let Some(template) = image_template::find(shape, devices, prepared)? else { return Ok(None) };
         let vm = Self::clone_of(&template, devices)?;
-        Ok(Some(Self { has_container: true, ..vm }))
+        Ok(Some(Self { template: Some(template), ..vm }))
     }
 
     fn launch(launch: Launch, devices: &Devices, clone: Option<Vec<MacAddress>>) -> Result<Self, Failure> {
         let launched = monotonic_ns();
         let vmm = Vmm::start(launch)?;
         let events = follow(&vmm, launched)?;
-        Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone, has_container: false })
+        Ok(Self { vmm, events, vsock: devices.vsock.clone(), clone, template: None, awake: Mutex::default() })
     }
 
-    /// Whether the guest has its container from a template of the image.
-    pub fn has_container(&self) -> bool {
-        self.has_container
+    /// The template of the image from which the guest has its container.
+    pub fn template(&self) -> Option<&Path> {
+        self.template.as_deref()
+    }
+
+    /// Makes a clone one of its own before it is known what it is to run.
+    ///
+    /// # Errors
+    /// It does not get that far.
+    pub fn rouse(mut self) -> Result<Self, Failure> {
+        self.awake = Mutex::new(Some(self.agent()?));
+        Ok(self)
+    }
+
+    /// Its sockets have been moved, with the directory that they are in.
+    pub fn moved(&mut self, from: &Path, to: &Path) {
+        self.vmm.moved(from, to);
+        if let Ok(rest) = self.vsock.strip_prefix(from) {
+            self.vsock = to.join(rest);
+        }
+        if let Ok(Some(agent)) = self.awake.get_mut() {
+            agent.moved(&self.vsock);
+        }
+    }
+
+    /// Whether it has a VMM, which has told nothing of its end.
+    pub fn is_alive(&self) -> bool {
+        loop {
+            match self.events.try_recv() {
+                Ok(event) if ending(&event).is_none() => {}
+                Ok(_) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
     }
 
     /// Starts a VM that goes on from a snapshot of one with devices of these kinds.
@@ -204,6 +243,10 @@ impl MicroVm {
     /// [`NotRun`].
     pub fn start_process(&self, start: ProcessStart) -> Result<Running, NotRun> {
         let gone = |failure: Failure| self.gone(failure.why);
+        let awake = self.awake.lock().expect("no thread panics while it holds this").take();
+        if let Some(agent) = awake {
+            return agent.start(start);
+        }
         match &self.clone {
             Some(macs) => Agent::renew_and_start(&self.vsock, macs, start).map_err(gone)?.finish(),
             None => Agent::connect(&self.vsock).map_err(gone)?.start(start),

@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Starting a container's monitor, and talking to it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::containers::Container;
 use super::record::State;
+use super::spare;
 use super::wire::{Exit, Frame, Reply, Request};
 use crate::failure::Failure;
 
@@ -25,21 +27,27 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Starts a monitor, which starts the container, and asks it this first. It lives on when this process ends.
+    /// Starts a monitor, which starts the container, and asks it this first. It lives on when this process ends. With
+    /// `spares` one that waits for such a container is called instead, and ours is one that waits later.
     ///
     /// # Errors
     /// There is no way to start a process; what becomes of the container is told by the first reply.
-    pub fn start(container: &Container, first: &Request) -> Result<Self, Failure> {
+    pub fn start(container: &Container, first: &Request, spares: bool) -> Result<Self, Failure> {
         let what = format!("cannot start container {}", container.config.name);
         let failed = |error: io::Error| Failure::new(&what, error, "free memory and descriptors; `coracle doctor`");
+        let place = spare::place(&container.config).filter(|_| spares);
+        if let Some(stream) = place.as_deref().and_then(|place| spare::call(place, container)) {
+            let connection = Self { stream };
+            connection.send(&Frame::Request(first.clone())).map_err(failed)?;
+            return Ok(connection);
+        }
         let (stream, its_stream) = UnixStream::pair().map_err(failed)?;
         let connection = Self { stream };
         connection.send(&Frame::Request(first.clone())).map_err(failed)?;
-        let log = container.directory().join("monitor.log");
-        let log = OpenOptions::new().append(true).create(true).mode(0o600).open(log).map_err(failed)?;
+        let log = monitor_log(container.directory()).map_err(failed)?;
         let its_fd = its_stream.as_raw_fd();
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command.arg(MONITOR_VERB).arg(container.directory()).arg(its_fd.to_string());
+        command.arg(MONITOR_VERB).arg(container.directory()).arg(its_fd.to_string()).args(place);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(OwnedFd::from(log)).current_dir("/");
         // SAFETY: between fork and exec only setsid and fcntl are called, which are async-signal-safe; `its_stream` is
         // open until after the spawn.
@@ -159,6 +167,11 @@ impl Connection {
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self { stream: self.stream.try_clone()? })
     }
+}
+
+/// What the monitor of the container in this directory has to say.
+pub(super) fn monitor_log(container: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o600).open(container.join("monitor.log"))
 }
 
 /// The monitor ended without a word.

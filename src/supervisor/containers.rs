@@ -244,14 +244,7 @@ impl Container {
 
     /// Where the sockets of its monitor and VMM belong: a short name, since that of a socket has 107 bytes at most.
     pub fn socket_directory(&self) -> PathBuf {
-        let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let user = rustix::process::geteuid();
-        let base = set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
-            (true, _) => PathBuf::from("/run/coracle"),
-            (false, Some(runtime)) => runtime.join("coracle"),
-            (false, None) => env::temp_dir().join(format!("coracle-{}", user.as_raw())),
-        });
-        base.join(self.short())
+        run_directory().join(self.short())
     }
 
     /// Its monitor's socket while it runs.
@@ -393,6 +386,17 @@ impl Container {
         });
         written.map(drop).map_err(cannot("write", &path))
     }
+}
+
+/// Where this user's directories for sockets are.
+pub(super) fn run_directory() -> PathBuf {
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let user = rustix::process::geteuid();
+    set("CORACLE_RUN").unwrap_or_else(|| match (user.is_root(), set("XDG_RUNTIME_DIR")) {
+        (true, _) => PathBuf::from("/run/coracle"),
+        (false, Some(runtime)) => runtime.join("coracle"),
+        (false, None) => env::temp_dir().join(format!("coracle-{}", user.as_raw())),
+    })
 }
 
 /// Removes the sockets of a container that runs no more.

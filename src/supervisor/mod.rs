@@ -15,6 +15,7 @@ pub mod mounts;
 pub mod names;
 pub mod record;
 pub mod snapshots;
+pub mod spare;
 pub mod visit;
 pub mod volumes;
 pub mod warm;

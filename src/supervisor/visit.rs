@@ -61,7 +61,7 @@ pub fn visit(container: &Container, state: &State, task: Task, stdin: bool, what
         return Err(Failure::new(what, why, format!("`coracle start {}` first", container.config.name)));
     }
     let held = container.claim()?;
-    let sockets = make_socket_directory(container)?;
+    let sockets = make_socket_directory(container, None)?;
     let (vm, process) = boot(container, state, held, sockets, start, what).map_err(|not| not.failure)?;
     Ok(Visit { process, _vm: Some(vm) })
 }

@@ -70,6 +70,15 @@ impl Vmm {
         self.child.id()
     }
 
+    /// Its sockets have been moved, with the directory that they are in.
+    pub fn moved(&mut self, from: &Path, to: &Path) {
+        for socket in &mut self.sockets {
+            if let Ok(rest) = socket.strip_prefix(from) {
+                *socket = to.join(rest);
+            }
+        }
+    }
+
     /// Waits for its end; gives its exit status, 128 and the signal's number where it was killed.
     ///
     /// # Errors

@@ -17,7 +17,8 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
         return Err("this release has no templates: `vm` is cold already".to_owned());
     }
     let mut command = vec![workload.coracle.display().to_string()];
-    command.extend(["run", "--rm"].map(str::to_owned));
+    // One that has waited has done beforehand, and outside of what is counted, what is to be measured.
+    command.extend(["run", "--rm", "--no-spare"].map(str::to_owned));
     let mut until = Until::Exit;
     match workload.http {
         None => command.extend(["--network", "none"].map(str::to_owned)),

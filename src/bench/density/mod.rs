@@ -186,7 +186,9 @@ impl Bench<'_> {
     fn start_one(&self) -> Result<Started, String> {
         let plan = self.plan;
         let mut command = Command::new(&plan.coracle);
-        command.args(["run", "--detach", "--rm", "--log-driver", "none", "--label", &self.mark]).args(&plan.flags);
+        command
+            .args(["run", "--detach", "--rm", "--no-spare", "--log-driver", "none", "--label", &self.mark])
+            .args(&plan.flags);
         command.arg(&plan.image).args(&plan.command).stdin(Stdio::null());
         let start = Instant::now();
         let output = command.output().map_err(|error| error.to_string())?;

@@ -168,7 +168,7 @@ impl Ground {
             None => vec![self.probe.display().to_string()],
             Some(kind @ (Kind::Vm | Kind::Container)) => {
                 let mut command = vec![self.coracle.display().to_string()];
-                command.extend(own(&["run", "--rm", "-i", "--network", "none"]));
+                command.extend(own(&["run", "--rm", "--no-spare", "-i", "--network", "none"]));
                 if kind == Kind::Container {
                     command.extend(own(&["--isolation", "container"]));
                 }

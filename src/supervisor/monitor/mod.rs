@@ -29,6 +29,7 @@ use self::output::Output;
 use self::snapshot::Snapshotted;
 use super::containers::{Container, Held, remove_sockets};
 use super::record::{Config, LogDriver, NetworkUse, State, Status};
+use super::spare::{Offer, Order, Spare};
 use super::volumes::Volumes;
 use super::wire::{Exit, Reply, Stream};
 use super::{describe, warm};
@@ -36,8 +37,8 @@ use crate::failure::{EXIT_FAILURE, Failure};
 use crate::milestones::reach;
 use crate::network::{self, Attachment, NetworkNamespace};
 use crate::sandbox::{
-    self, Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, ProcessStart, Remains, Running,
-    Sandbox, Stopper,
+    self, Agent, Devices, Handle, Isolation, MicroVm, NamespaceContainer, NotRun, Prepared, ProcessStart, Remains,
+    Running, Sandbox, Stopper,
 };
 use crate::vmm::virtiofsd::Virtiofsd;
 
@@ -63,10 +64,33 @@ struct Monitor {
     input: Mutex<Option<UnixStream>>,
     /// Makes a template of the image for those that come later.
     maker: Mutex<Option<JoinHandle<()>>>,
+    /// The VM that has waited for this container.
+    spare: Mutex<Option<Spare>>,
+    /// What another container like this one would want to be waiting for it.
+    order: Mutex<Option<Order>>,
     /// Size of the terminal that the program starts with.
     size: Mutex<WindowSize>,
     /// Held by who has the container stand still, or go on.
     standing: Mutex<()>,
+}
+
+/// What is there before a monitor has its container.
+#[derive(Default)]
+pub struct Beforehand {
+    place: Option<PathBuf>,
+    spare: Option<Spare>,
+}
+
+impl Beforehand {
+    /// Nothing but the place where this process may be the spare once its container has ended.
+    pub fn new(place: Option<PathBuf>) -> Self {
+        Self { place, spare: None }
+    }
+
+    /// A VM that waits; the next one may be in its place.
+    pub fn of(spare: Spare) -> Self {
+        Self { place: Some(spare.place.clone()), spare: Some(spare) }
+    }
 }
 
 /// How far the container has come.
@@ -79,17 +103,19 @@ enum Phase {
     Ended(Reply),
 }
 
-/// Looks after the container in `directory` until it has ended; `client` is the connection of who asked for it.
+/// Looks after the container in `directory` until it has ended; `client` is the connection of who asked for it. Gives the
+/// place where this process is expected to wait for another such container, if it is.
 ///
 /// # Errors
 /// None that `client` has not been told; for the log.
-pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
+pub fn run(directory: &Path, client: OwnedFd, beforehand: Beforehand) -> Result<Option<Offer>, Failure> {
     reach("monitor runs");
     let client = UnixStream::from(client);
     allow_connections();
+    let Beforehand { place, mut spare } = beforehand;
     let prepared = Container::open(directory).and_then(|container| {
         let held = container.claim()?;
-        let sockets = make_socket_directory(&container)?;
+        let sockets = make_socket_directory(&container, spare.as_mut())?;
         let listener = UnixListener::bind(sockets.join("monitor")).map_err(|error| no_sockets(&sockets, error))?;
         Ok((container, held, sockets, listener))
     });
@@ -109,6 +135,8 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         control: sandbox::control(&sockets),
         input: Mutex::default(),
         maker: Mutex::default(),
+        spare: Mutex::new(spare),
+        order: Mutex::default(),
         size: Mutex::default(),
         standing: Mutex::default(),
     });
@@ -116,11 +144,11 @@ pub fn run(directory: &Path, client: OwnedFd) -> Result<(), Failure> {
         log::info!("who asked for the container has gone: {error}");
     }
     clients::accept(&monitor, listener);
-    monitor.live(sockets, held)
+    monitor.live(sockets, held, place)
 }
 
 impl Monitor {
-    fn live(self: &Arc<Self>, sockets: PathBuf, held: Held) -> Result<(), Failure> {
+    fn live(self: &Arc<Self>, sockets: PathBuf, held: Held, place: Option<PathBuf>) -> Result<Option<Offer>, Failure> {
         // Others find the monitor from here on, to stop what hangs.
         let found = self.container.state().and_then(|before| {
             self.container.set_state(&State { sockets: sockets.clone(), ..before.clone() })?;
@@ -163,15 +191,17 @@ impl Monitor {
             true => self.container.remove().and_then(|()| remove_anonymous(&self.container)),
             false => self.container.set_state(&state),
         };
-        // Who hears of the end may start it again at once.
+        // Who hears of the end may start it again at once, or another like it: where that is to call is there by then.
         drop(held);
+        let order = self.order.lock().expect("no thread panics while it holds this").take();
+        let offer = order.filter(|_| outcome.is_ok()).zip(place).and_then(|(order, place)| order.offer(&place));
         self.end(reply);
         drop(remains);
         let maker = self.maker.lock().expect("no thread panics while it holds this").take();
         if maker.is_some_and(|maker| maker.join().is_err()) {
             log::warn!("the making of a template has failed");
         }
-        outcome.and(kept)
+        outcome.and(kept).map(|()| offer)
     }
 
     /// Tells all who wait.
@@ -213,8 +243,16 @@ impl Monitor {
                     Some(origin) => MicroVm::restore(&origin.place, &devices)?,
                     None => {
                         let prepared = warm::prepared(config, &container);
-                        let vm = MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?;
-                        to_make = prepared.filter(|_| !vm.has_container()).map(|prepared| (devices, prepared));
+                        let vm = match self.spare_vm(&devices, prepared.as_ref()) {
+                            Some(vm) => vm,
+                            None => MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?,
+                        };
+                        if let Some(prepared) = prepared {
+                            match Order::like(&vm, config.shape, &devices.rootfs, prepared.clone()) {
+                                None => to_make = Some((devices, prepared)),
+                                order => *self.order.lock().expect("no thread panics while it holds this") = order,
+                            }
+                        }
                         vm
                     }
                 })
@@ -253,6 +291,12 @@ impl Monitor {
             *self.maker.lock().expect("no thread panics while it holds this") = maker;
         }
         Ok(Started { sandbox, process, connected, serving })
+    }
+
+    /// The VM that has waited, where it is the right one.
+    fn spare_vm(&self, devices: &Devices, prepared: Option<&Prepared>) -> Option<MicroVm> {
+        let spare = self.spare.lock().expect("no thread panics while it holds this").take()?;
+        spare.vm(self.container.config.shape, devices, prepared?)
     }
 
     fn written(&self, size: u64, origin: Option<&Snapshotted>) -> Result<PathBuf, Failure> {
@@ -447,10 +491,13 @@ pub(super) fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment
     })
 }
 
-/// A directory for sockets.
-pub(super) fn make_socket_directory(container: &Container) -> Result<PathBuf, Failure> {
+/// A directory for sockets: where a VM has waited, that of its own.
+pub(super) fn make_socket_directory(container: &Container, spare: Option<&mut Spare>) -> Result<PathBuf, Failure> {
     let directory = container.socket_directory();
     let base = directory.parent().unwrap_or(&directory);
+    if let Some(spare) = spare {
+        return spare.move_to(&directory).map(|()| directory.clone()).map_err(|error| no_sockets(&directory, error));
+    }
     // What a killed monitor left is nobody's: we hold the container's lock.
     remove_sockets(&directory);
     let mut all = sandbox::vsock(&directory);
@@ -461,7 +508,7 @@ pub(super) fn make_socket_directory(container: &Container) -> Result<PathBuf, Fa
 }
 
 /// In a directory that anybody can write, somebody else may have been there first.
-fn check_owner(directory: &Path) -> io::Result<()> {
+pub(super) fn check_owner(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::MetadataExt;
     let metadata = fs::symlink_metadata(directory)?;
     match metadata.is_dir() && metadata.uid() == rustix::process::geteuid().as_raw() {
