@@ -114,7 +114,7 @@ impl Runner {
         self.machine.vcpus.resume();
         self.next_sample = self.machine.sample_interval.map(|interval| Instant::now() + interval);
         let broken = |error| Failure::new("the event loop failed", error, "look at the host's kernel log (`dmesg`)");
-        let mut wakeups = Wakeups::new();
+        let mut wakeups = Wakeups::of_this_thread();
         loop {
             if let Some(end) = self.end.take() {
                 return end;

@@ -27,7 +27,7 @@ pub struct Wakeups {
 
 impl Wakeups {
     /// For the calling thread, which is scheduled as usual.
-    pub fn new() -> Self {
+    pub fn of_this_thread() -> Self {
         Self { gathering: false, since: monotonic_ns(), used: thread_cpu_ns() }
     }
 
@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_busy_thread_gathers_and_one_that_sleeps_does_not() {
-        let mut wakeups = Wakeups::new();
+        let mut wakeups = Wakeups::of_this_thread();
         assert_eq!(policy(), libc::SCHED_OTHER);
         let deadline = Instant::now() + Duration::from_secs(60);
         while policy() != libc::SCHED_BATCH {
