@@ -143,6 +143,9 @@ fn main_path_what_a_killed_one_leaves_is_no_hindrance() {
     let vmm = fs::read_to_string(format!("/proc/{waiting}/task/{waiting}/children"));
     let vmm: Vec<u32> = vmm.unwrap().split_whitespace().map(|pid| pid.parse().unwrap()).collect();
     vmm.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
+    let stat = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/stat"));
+    let ended = |pid: &u32| stat(pid).map_or(true, |stat| stat.contains(") Z "));
+    eventually("the end of its VMM", || vmm.iter().all(ended).then_some(()));
     assert_eq!(user.sh(&[], "echo there"), "there");
     // So it is where its template has gone.
     user.ready();

@@ -15,6 +15,8 @@ use coracle_protocol::{
     read_frame, write_frame,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::vmm::clock::realtime_ns;
 use crate::vmm::devices::virtio::net::MacAddress;
@@ -157,6 +159,13 @@ impl Agent {
         let unheard = |error: CallError| Failure::new("cannot talk to the agent in the guest", error, LOOK);
         let channel = channel.map_err(|error| error.io().and_then(silent).unwrap_or_else(|| unheard(error)))?;
         Ok(Self { channel, vsock: vsock.to_owned() })
+    }
+
+    /// Whether there is somebody at the other end. A VMM that is killed closes it before it can be waited for.
+    pub(super) fn is_connected(&self) -> bool {
+        let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP;
+        let mut watched = [PollFd::new(self.channel.stream(), PollFlags::RDHUP)];
+        poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok() && !watched[0].revents().intersects(gone)
     }
 
     /// The VMM's socket is elsewhere now.
