@@ -20,9 +20,6 @@ pub const SCHEMA: &str = "coracle-bench-startup";
 /// Raised when a field changes its meaning or goes; new fields do not raise it.
 pub const VERSION: u32 = 1;
 
-/// Beyond this part of the median, in percent, an interval says more of the machine than of what runs on it.
-const NOISY: u64 = 25;
-
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -67,6 +64,15 @@ pub struct Report {
     pub cold_caches: bool,
     /// What must be known of these figures.
     pub notes: Vec<String>,
+}
+
+/// How far a run has come, for people.
+pub fn state(complete: bool, interrupted: bool) -> &'static str {
+    match (complete, interrupted) {
+        (true, _) => "complete",
+        (false, true) => "interrupted",
+        (false, false) => "incomplete",
+    }
 }
 
 /// What became of one backend.
@@ -375,7 +381,7 @@ impl Report {
             );
         }
         for one in &self.backends {
-            if let Some(percent) = one.main().map(Summary::width_percent).filter(|percent| *percent > NOISY) {
+            if let Some(percent) = one.main().and_then(Summary::noise_percent) {
                 notes.push(format!(
                     "{}: noisy: its interval is {percent} % of its median wide; more runs, or a quieter machine, narrow it.",
                     one.name

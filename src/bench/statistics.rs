@@ -13,6 +13,9 @@ const RESAMPLES: usize = 2000;
 /// With fewer runs of each of two, even the largest difference comes about by chance more than once in twenty times.
 const ENOUGH: usize = 4;
 
+/// Beyond this part of the median, in percent, an interval says more of the machine than of what runs on it.
+pub const NOISY: u64 = 25;
+
 /// What is said of one figure of one backend. Times are in nanoseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -101,6 +104,11 @@ impl Summary {
         let [low, high] = self.ci95_ns;
         high.saturating_sub(low).saturating_mul(100) / self.median_ns.max(1)
     }
+
+    /// That width, where it is beyond [`NOISY`].
+    pub fn noise_percent(&self) -> Option<u64> {
+        Some(self.width_percent()).filter(|percent| *percent > NOISY)
+    }
 }
 
 impl Ratio {
@@ -120,6 +128,20 @@ impl Ratio {
         let ratio = (b.median_ns > 0).then_some(a.median_ns as f64 / b.median_ns as f64)?;
         Some(Self { ratio, ci95: [rank(&ratios, 25), rank(&ratios, 975)], told_apart })
     }
+
+    /// As it is displayed, and whether it says anything.
+    pub fn judged(&self) -> String {
+        format!("{self}{}", if self.told_apart { "" } else { ", not told apart" })
+    }
+}
+
+/// A number with three digits or more.
+pub fn number(value: f64) -> String {
+    match value {
+        ..9.995 => format!("{value:.2}"),
+        ..99.95 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
 }
 
 /// A ratio with three digits or more.
@@ -128,9 +150,7 @@ pub fn times(ratio: f64) -> String {
         ..0.000_1 => format!("{ratio:.1e}"),
         ..0.009_95 => format!("{ratio:.5}"),
         ..0.099_5 => format!("{ratio:.3}"),
-        ..9.995 => format!("{ratio:.2}"),
-        ..99.95 => format!("{ratio:.1}"),
-        _ => format!("{ratio:.0}"),
+        _ => number(ratio),
     }
 }
 

@@ -184,13 +184,8 @@ impl MicroVm {
     /// Whether it has a VMM, which has told nothing of its end, and an agent at the other end of the connection that
     /// waits, if one does.
     pub fn is_alive(&self) -> bool {
-        if self
-            .awake
-            .lock()
-            .expect("no thread panics while it holds this")
-            .as_ref()
-            .is_some_and(|agent| !agent.is_connected())
-        {
+        let awake = self.awake.lock().expect("no thread panics while it holds this");
+        if awake.as_ref().is_some_and(|agent| !agent.is_connected()) {
             return false;
         }
         loop {

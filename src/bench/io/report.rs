@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::super::backend::Kind;
 use super::super::machine::Machine;
-use super::super::statistics::{Ratio, Summary};
+use super::super::report::state;
+use super::super::statistics::{NOISY, Ratio, Summary};
 use super::super::svg::time;
 use super::workload::{Unit, Workload};
 
@@ -16,9 +17,6 @@ use super::workload::{Unit, Workload};
 pub const SCHEMA: &str = "coracle-bench-io";
 /// Raised when a field changes its meaning or goes; new fields do not raise it.
 pub const VERSION: u32 = 1;
-
-/// Beyond this part of the median, in percent, an interval says more of the machine than of what runs on it.
-const NOISY: u64 = 25;
 
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
@@ -217,14 +215,13 @@ impl Cell {
             let [low, high] = summary.ci95_ns.map(|limit| row.unit.text(limit));
             format!("{low} to {high}")
         };
-        let apart = |ratio: Ratio| if ratio.told_apart { "" } else { ", not told apart" };
         [
             row.name.to_owned(),
             self.backend.to_owned(),
             or_none(rate.map(|summary| row.unit.text(summary.median_ns))),
             or_none(rate.map(interval)),
             or_none(self.p99.as_ref().map(|summary| time(summary.median_ns))),
-            or_none(self.ratio.map(|ratio| format!("{ratio}{}", apart(ratio)))),
+            or_none(self.ratio.as_ref().map(Ratio::judged)),
         ]
     }
 }
@@ -277,7 +274,7 @@ impl Report {
                 let missing = if cell.summary.is_none() { "not measured" } else { "measured until it failed" };
                 notes.push(format!("{named}: {missing}: {}", cell.failed));
             }
-            if cell.summary.as_ref().is_some_and(|summary| summary.width_percent() > NOISY) {
+            if cell.summary.as_ref().and_then(Summary::noise_percent).is_some() {
                 noisy.push(named.clone());
             }
             if cell.ratio.is_some_and(|ratio| !ratio.told_apart) {
@@ -325,11 +322,7 @@ impl Report {
 
     /// How far it has come.
     pub fn state(&self) -> &'static str {
-        match (self.complete, self.interrupted) {
-            (true, _) => "complete",
-            (false, true) => "interrupted",
-            (false, false) => "incomplete",
-        }
+        state(self.complete, self.interrupted)
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::super::statistics::number;
 use super::report::Sample;
 
 /// Where the files of fio are: on the root's writable layer.
@@ -40,12 +41,7 @@ impl Unit {
     /// Thousandths of it in a second, for people.
     #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
     pub fn text(self, thousandths: u64) -> String {
-        let digits = |value: f64| match value {
-            0.0 => "0".to_owned(),
-            ..9.995 => format!("{value:.2}"),
-            ..99.95 => format!("{value:.1}"),
-            _ => format!("{value:.0}"),
-        };
+        let digits = |value: f64| if value == 0.0 { "0".to_owned() } else { number(value) };
         let value = thousandths as f64 / 1000.0;
         match self {
             Self::Bytes if value >= 1e9 => format!("{} GB/s", digits(value / 1e9)),

@@ -6,8 +6,8 @@ use std::io::{self, Write};
 use anstyle::Style;
 use coracle::bench::comparison::Change;
 use coracle::bench::probes;
-use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD};
-use coracle::bench::statistics::Summary;
+use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD, state};
+use coracle::bench::statistics::{Ratio, Summary, number};
 
 use super::super::units;
 
@@ -19,13 +19,7 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
     let bold = Style::new().bold();
     writeln!(out, "{bold}Image{bold:#}    {}, {}", report.image, report.command.join(" "))?;
     writeln!(out, "{bold}Host{bold:#}     {}", report.host.line())?;
-    let state = if report.interrupted {
-        "interrupted"
-    } else if report.complete {
-        "complete"
-    } else {
-        "incomplete"
-    };
+    let state = state(report.complete, report.interrupted);
     let warm_up = report.warm_up;
     writeln!(
         out,
@@ -155,15 +149,6 @@ fn milliseconds(ns: u64) -> String {
     }
 }
 
-/// With three digits or more.
-fn number(value: f64) -> String {
-    match value {
-        ..9.995 => format!("{value:.2}"),
-        ..99.95 => format!("{value:.1}"),
-        _ => format!("{value:.0}"),
-    }
-}
-
 fn middle(figure: Option<&Summary>) -> String {
     figure.map_or_else(|| "-".to_owned(), |figure| milliseconds(figure.median_ns))
 }
@@ -180,9 +165,7 @@ fn spread(figure: Option<&Summary>) -> [String; 4] {
 }
 
 fn ratio(one: &Outcome) -> String {
-    let Some(ratio) = one.ratio else { return "-".to_owned() };
-    let mark = if ratio.told_apart { "" } else { ", not told apart" };
-    format!("{ratio}{mark}")
+    one.ratio.as_ref().map_or_else(|| "-".to_owned(), Ratio::judged)
 }
 
 /// A bar of this length, where the longest is as long.
