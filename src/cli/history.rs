@@ -36,13 +36,13 @@ pub fn run(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
         let size = if step.empty_layer() == Some(true) { 0 } else { sizes.next().unwrap_or(0) };
         let created: Option<Timestamp> = step.created().as_ref().and_then(|text| text.parse().ok());
         let since = created.map(|created| Timestamp::now().as_second() - created.as_second());
-        let command = printable(step.created_by().as_deref().unwrap_or_default());
+        let command = units::printable(step.created_by().as_deref().unwrap_or_default());
         rows.push(vec![
             "<missing>".to_owned(),
             since.map_or_else(|| "N/A".to_owned(), units::ago),
             if args.no_trunc { command } else { shortened(&command) },
             units::size(size),
-            printable(step.comment().as_deref().unwrap_or_default()),
+            units::printable(step.comment().as_deref().unwrap_or_default()),
         ]);
     }
     rows.reverse();
@@ -51,11 +51,6 @@ pub fn run(args: &HistoryArgs) -> anyhow::Result<ExitCode> {
     }
     units::table(&mut io::stdout().lock(), &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"], &rows)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// On one line, and without what would steer a terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn shortened(text: &str) -> String {

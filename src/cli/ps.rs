@@ -130,7 +130,7 @@ pub fn row(container: &Container, state: &State, whole: bool) -> Value {
     json!({
         "ID": if whole { &config.id } else { container.short() },
         "Image": config.image.name,
-        "Command": format!("\"{}\"", command.replace(|c: char| c.is_control(), " ")),
+        "Command": format!("\"{}\"", units::printable(&command)),
         "CreatedAt": config.created.to_string(),
         "RunningFor": units::ago(seconds_since(config.created)),
         "State": state.status.word(),

@@ -38,7 +38,7 @@ pub fn run(args: &TopArgs) -> anyhow::Result<ExitCode> {
                 clock(process.age_ms),
                 clock(process.cpu_ms),
                 // What a hostile guest says is not for our terminal to obey.
-                process.command.as_str().replace(|c: char| c.is_control(), " "),
+                units::printable(process.command.as_str()),
             ]
         })
         .collect();

@@ -3,6 +3,11 @@
 
 use std::io::{self, Write};
 
+/// What an image, a guest or a program says: on one line, and without what would steer a terminal.
+pub fn printable(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
 /// A size in decimal units with three digits: `4.26MB`.
 #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub fn size(bytes: u64) -> String {

@@ -17,7 +17,7 @@ use coracle::failure::Failure;
 use super::super::create::{bytes, memory};
 use super::super::registry_access::AccessArgs;
 use super::super::{store, units};
-use super::reports::ResultArgs;
+use super::reports::{ResultArgs, write_notes};
 use super::table::bar;
 
 const EXAMPLES: &str = "\
@@ -151,7 +151,7 @@ fn table(report: &Report, mut out: &mut dyn Write) -> io::Result<()> {
     }
     units::table(&mut out, &head, &rows)?;
     writeln!(out)?;
-    report.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))
+    write_notes(&report.notes, out)
 }
 
 #[cfg(test)]

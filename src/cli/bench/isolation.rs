@@ -15,7 +15,7 @@ use coracle::bench::isolation::{self, Plan, page};
 use coracle::failure::Failure;
 
 use super::super::units;
-use super::reports::ResultArgs;
+use super::reports::{ResultArgs, write_notes};
 
 const PROGRAM: &str = "coracle-probe";
 
@@ -133,7 +133,7 @@ fn write(report: &Report, verbose: bool, out: &mut impl Write) -> io::Result<()>
         writeln!(out, "{:wide$}  {}", one.name, bars.join("  "))?;
     }
     writeln!(out)?;
-    report.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))
+    write_notes(&report.notes, out)
 }
 
 fn verdict_sign(verdict: Verdict) -> String {
@@ -164,7 +164,7 @@ fn details(row: &Row, out: &mut impl Write) -> io::Result<()> {
 
 /// What a sandbox says, fit for a terminal.
 fn one_line(text: &str) -> String {
-    text.chars().take(160).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    units::printable(&text.chars().take(160).collect::<String>())
 }
 
 fn bar(part: usize, of: usize) -> String {

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::super::pull_progress::{ProgressKind, PullProgress};
 use super::super::registry_access::AccessArgs;
+use super::super::units;
 
 /// Exit status of what the user has interrupted, as shells have it.
 const INTERRUPTED: u8 = 130;
@@ -71,7 +72,7 @@ impl ResultArgs {
         move |text| {
             if !quiet {
                 // With stderr closed there is no one to tell.
-                let _ = writeln!(io::stderr(), "{text}");
+                let _ = writeln!(io::stderr(), "{}", units::printable(text));
             }
         }
     }
@@ -101,6 +102,11 @@ impl ResultArgs {
     }
 }
 
+/// Writes what must be known of a result; some of it may be the words of an image's program.
+pub fn write_notes(notes: &[String], out: &mut (impl Write + ?Sized)) -> io::Result<()> {
+    notes.iter().try_for_each(|note| writeln!(out, "- {}", units::printable(note)))
+}
+
 fn save(directory: &Path, files: &[(&str, String)]) -> Result<(), Failure> {
     for (name, content) in files {
         let path = directory.join(name);
@@ -110,4 +116,16 @@ fn save(directory: &Path, files: &[(&str, String)]) -> Result<(), Failure> {
         std::fs::write(&path, content).map_err(why)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_says_steers_no_terminal() {
+        let mut out = Vec::new();
+        write_notes(&["fio: \x1b]0;title\x07\nsecond".to_owned()], &mut out).unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "- fio:  ]0;title  second\n");
+    }
 }

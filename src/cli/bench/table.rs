@@ -10,6 +10,7 @@ use coracle::bench::report::{Outcome, Report, Step, WEIGHT_HEAD, state};
 use coracle::bench::statistics::{Ratio, Summary, number};
 
 use super::super::units;
+use super::reports::write_notes;
 
 /// Characters of the longest bar.
 const BAR: usize = 24;
@@ -137,7 +138,7 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
         }
     }
     writeln!(out)?;
-    report.notes.iter().try_for_each(|note| writeln!(out, "- {note}"))
+    write_notes(&report.notes, out)
 }
 
 /// Nanoseconds as milliseconds, with three digits or more.
