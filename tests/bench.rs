@@ -164,6 +164,11 @@ fn main_path_our_own_containers_are_measured_at_once_and_against_earlier_ones() 
     let served = result(&home, &[&["-n", "2", "--backends", "container,crun", "--http", "80"][..], &serve].concat());
     assert_eq!((&served["backends"][0]["firstByte"]["n"], &served["http"]), (&2.into(), &80.into()), "{served}");
     assert!(served["backends"][1]["failed"].as_str().unwrap().contains("no network"), "{served}");
+    // The command fails where there is no such interface.
+    let words = ["-n", "1", "--only-times", "--backends", "container,crun", "--network", "default"];
+    let linked = result(&home, &[&words[..], &["IMAGE", "ip", "link", "show", "eth0"]].concat());
+    assert_eq!((&linked["networked"], &linked["backends"][0]["failed"]), (&true.into(), &"".into()), "{linked}");
+    assert!(linked["backends"][1]["failed"].as_str().unwrap().contains("eth0"), "{linked}");
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
 }
 

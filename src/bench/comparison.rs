@@ -22,6 +22,8 @@ pub struct Earlier {
     started: String,
     image_id: String,
     command: Vec<String>,
+    #[serde(default)]
+    networked: bool,
     host: EarlierHost,
     backends: Vec<EarlierBackend>,
 }
@@ -184,6 +186,7 @@ impl Comparison {
         let differs = [
             ("image", earlier.image_id != report.image_id),
             ("command", earlier.command != report.command),
+            ("network", earlier.networked != report.networked),
             ("kind of host", earlier.host.kind != report.host.kind),
             ("CPU", earlier.host.cpu != report.host.cpu),
             ("kernel", earlier.host.kernel != report.host.kernel),
@@ -291,6 +294,8 @@ mod tests {
         assert!(!comparison.same_order, "{comparison:?}");
         let comparison = Comparison::of(&report(), &earlier(|report| report.image_id = "sha256:11".to_owned()));
         assert_eq!(comparison.differs, ["image"]);
+        let comparison = Comparison::of(&report(), &earlier(|report| report.networked = true));
+        assert_eq!(comparison.differs, ["network"]);
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub struct Report {
     pub comparison: Option<Comparison>,
     /// The port of the server whose first answer was waited for: it is what `first_byte` is of.
     pub http: Option<u16>,
+    /// Backends that can have a network have their default one.
+    pub networked: bool,
     /// Caches of files were dropped before each run.
     pub cold_caches: bool,
     /// What must be known of these figures.
@@ -362,6 +364,11 @@ impl Report {
         if self.http.is_some() {
             notes.push("A start is from the launch to the first answer of the server with status 200, at the container's own address.".to_owned());
         }
+        if self.networked && self.http.is_none() {
+            notes.push(
+                "Backends that can have a network have their default one, with an address of a bridge.".to_owned(),
+            );
+        }
         if self.cold_caches {
             notes.push(
                 "The host's cache of files was dropped before each run: all that is read comes from the disk."
@@ -538,6 +545,7 @@ pub mod testing {
             comparison: None,
             cold_caches: false,
             http: None,
+            networked: false,
             notes: Vec::new(),
         };
         for one in report.backends.iter_mut().filter(|one| !one.samples.is_empty()) {

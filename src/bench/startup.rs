@@ -53,6 +53,8 @@ pub struct Plan {
     pub only_times: bool,
     /// Whether to look at what the benchmark's own probes add.
     pub probes: bool,
+    /// Whether backends that can have a network have their default one; a server needs it.
+    pub networked: bool,
     /// The port of a server that the command is: its first answer is waited for.
     pub http: Option<u16>,
     /// An earlier result to compare with.
@@ -81,6 +83,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         archive,
         coracle: plan.coracle.clone(),
         templates: plan.templates,
+        networked: plan.networked,
         http: plan.http,
         at_once: plan.concurrency.iter().copied().max().unwrap_or(1),
     };
@@ -155,6 +158,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         waterfall: Vec::new(),
         comparison: None,
         cold_caches: plan.cold_caches,
+        networked: plan.networked,
         http: plan.http,
         notes,
     };

@@ -11,7 +11,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Subcommand};
+use clap::{Args, CommandFactory, Subcommand, ValueEnum};
 use coracle::bench::backend::Kind;
 use coracle::bench::comparison::Earlier;
 use coracle::bench::startup::{self, Plan};
@@ -35,6 +35,7 @@ Examples:
   coracle bench startup -n 30 --report startup debian bash -c 'echo hello'
   coracle bench startup --backends vm,podman --format json oci:layout
   coracle bench startup --concurrency 1,2,4,8 --report startup busybox
+  coracle bench startup --network default busybox
   coracle bench startup --http 80 nginx
   coracle bench startup --baseline startup/result.json busybox
 
@@ -63,6 +64,16 @@ enum What {
     Io(Box<io::IoArgs>),
 }
 
+/// The network of what is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Network {
+    /// None
+    #[default]
+    None,
+    /// What each has where nothing is said of it: an address of a bridge
+    Default,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 struct StartupArgs {
@@ -84,6 +95,9 @@ struct StartupArgs {
     /// The command is a server on this port: wait for its first answer with status 200, and end it then
     #[arg(long, value_name = "PORT", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..))]
     http: Option<u16>,
+    /// With this network, of those that can have one: not `crun` and `runc`
+    #[arg(long, value_enum, default_value_t, conflicts_with = "http")]
+    network: Network,
     /// Compare with an earlier result, as `--format json` or `--report` wrote it
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -170,6 +184,8 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         cold_caches: args.cold,
         only_times: args.only_times,
         probes: args.probes,
+        // A server is reached by it.
+        networked: args.http.is_some() || args.network == Network::Default,
         http: args.http,
         earlier,
     };
@@ -241,6 +257,8 @@ mod tests {
             &["--backends", "vm,docker", "i"],
             &["--format", "xml", "i"],
             &["--concurrency", "0", "i"],
+            &["--network", "bridge", "i"],
+            &["--network", "none", "--http", "80", "i"],
             &["--concurrency", "1,x", "i"],
         ] {
             assert!(parse(words).is_err(), "{words:?}");

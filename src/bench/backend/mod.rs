@@ -105,7 +105,7 @@ impl Kind {
         matches!(self, Self::Vm | Self::VmCold | Self::Container)
     }
 
-    /// Whether it can have an address that the host reaches.
+    /// Whether it can have an address that the host reaches, and so a network.
     pub fn can_serve(self) -> bool {
         matches!(self, Self::Vm | Self::VmCold | Self::Container | Self::Podman)
     }
@@ -151,7 +151,10 @@ pub struct Workload {
     pub templates: bool,
     /// Most starts at once.
     pub at_once: usize,
-    /// The port of a server that the command is, whose first answer is waited for, rather than a byte and its end.
+    /// Whether those that can have a network have their default one, rather than none.
+    pub networked: bool,
+    /// The port of a server that the command is, whose first answer is waited for, rather than a byte and its end. It takes
+    /// a network.
     pub http: Option<u16>,
 }
 

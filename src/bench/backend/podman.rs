@@ -64,12 +64,11 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         command.extend(more);
         command.extend(["run", "--rm", "--pull=never"].map(str::to_owned));
         let mut until = Until::Exit;
-        match workload.http {
-            None => command.extend(["--network", "none"].map(str::to_owned)),
-            Some(port) => {
-                command.extend(["--network".to_owned(), "podman".to_owned(), "--ip".to_owned(), ADDRESS.to_string()]);
-                until = Until::Http((ADDRESS, port).into());
-            }
+        let network = if workload.networked { "podman" } else { "none" };
+        command.extend(["--network", network].map(str::to_owned));
+        if let Some(port) = workload.http {
+            command.extend(["--ip".to_owned(), ADDRESS.to_string()]);
+            until = Until::Http((ADDRESS, port).into());
         }
         command.extend(flags);
         command.extend(workload.entrypoint.iter().flat_map(|program| ["--entrypoint".to_owned(), program.clone()]));

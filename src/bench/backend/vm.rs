@@ -21,6 +21,7 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
     command.extend(["run", "--rm", "--no-spare"].map(str::to_owned));
     let mut until = Until::Exit;
     match workload.http {
+        None if workload.networked => {}
         None => command.extend(["--network", "none"].map(str::to_owned)),
         Some(port) => {
             let address = address().map_err(|failure| failure.why)?;
