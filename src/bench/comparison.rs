@@ -24,6 +24,7 @@ pub struct Earlier {
     command: Vec<String>,
     #[serde(default)]
     networked: bool,
+    http: Option<u16>,
     host: EarlierHost,
     backends: Vec<EarlierBackend>,
 }
@@ -186,7 +187,8 @@ impl Comparison {
         let differs = [
             ("image", earlier.image_id != report.image_id),
             ("command", earlier.command != report.command),
-            ("network", earlier.networked != report.networked),
+            // Results of before it was told have one for servers alone.
+            ("network", (earlier.networked || earlier.http.is_some()) != report.networked),
             ("kind of host", earlier.host.kind != report.host.kind),
             ("CPU", earlier.host.cpu != report.host.cpu),
             ("kernel", earlier.host.kernel != report.host.kernel),

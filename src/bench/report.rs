@@ -365,9 +365,11 @@ impl Report {
             notes.push("A start is from the launch to the first answer of the server with status 200, at the container's own address.".to_owned());
         }
         if self.networked && self.http.is_none() {
-            notes.push(
-                "Backends that can have a network have their default one, with an address of a bridge.".to_owned(),
-            );
+            let have: Vec<&str> = Kind::ALL.into_iter().filter(|kind| kind.can_serve()).map(Kind::name).collect();
+            let have = have.join(", ");
+            notes.push(format!(
+                "Of all backends {have} have a network: their default one, with an address of a bridge."
+            ));
         }
         if self.cold_caches {
             notes.push(

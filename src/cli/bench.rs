@@ -95,7 +95,7 @@ struct StartupArgs {
     /// The command is a server on this port: wait for its first answer with status 200, and end it then
     #[arg(long, value_name = "PORT", conflicts_with = "concurrency", value_parser = clap::value_parser!(u16).range(1..))]
     http: Option<u16>,
-    /// With this network, of those that can have one: not `crun` and `runc`
+    /// Network of what can have one, which crun and runc cannot
     #[arg(long, value_enum, default_value_t, conflicts_with = "http")]
     network: Network,
     /// Compare with an earlier result, as `--format json` or `--report` wrote it

@@ -77,8 +77,7 @@ pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Res
         let (command, root) = bundle(cgroups, 0)?;
         let beside = (1..workload.at_once).map(|number| bundle(cgroups, number)).collect::<io::Result<_>>()?;
         let without = "without control groups, which do not work for it here".to_owned();
-        let mut notes = if cgroups { Vec::new() } else { vec![without] };
-        notes.extend((workload.networked).then(|| "it has no network".to_owned()));
+        let notes = if cgroups { Vec::new() } else { vec![without] };
         let run = Run::Program { root: Some(root), until: Until::Exit };
         Ok(Backend { kind, command, version: version.clone(), notes, beside, way: 0, run })
     };

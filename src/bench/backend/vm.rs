@@ -20,14 +20,13 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
     // One that has waited has done beforehand, and outside of what is counted, what is to be measured.
     command.extend(["run", "--rm", "--no-spare"].map(str::to_owned));
     let mut until = Until::Exit;
-    match workload.http {
-        None if workload.networked => {}
-        None => command.extend(["--network", "none"].map(str::to_owned)),
-        Some(port) => {
-            let address = address().map_err(|failure| failure.why)?;
-            command.extend(["--ip".to_owned(), address.to_string()]);
-            until = Until::Http((address, port).into());
-        }
+    if !workload.networked {
+        command.extend(["--network", "none"].map(str::to_owned));
+    }
+    if let Some(port) = workload.http {
+        let address = address().map_err(|failure| failure.why)?;
+        command.extend(["--ip".to_owned(), address.to_string()]);
+        until = Until::Http((address, port).into());
     }
     command.extend(cold.then(|| "--no-template".to_owned()));
     if kind == Kind::Container {
