@@ -298,6 +298,8 @@ mod tests {
         assert_eq!(comparison.differs, ["image"]);
         let comparison = Comparison::of(&report(), &earlier(|report| report.networked = true));
         assert_eq!(comparison.differs, ["network"]);
+        let served = Comparison::of(&Report { networked: true, ..report() }, &earlier(|report| report.http = Some(80)));
+        assert!(served.differs.is_empty(), "{served:?}");
     }
 
     #[test]
