@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
@@ -51,20 +52,38 @@ pub enum ChainError {
     },
 }
 
-/// A buffer of a chain, known to lie in RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A buffer of a chain, known to lie in RAM, and looked up there once.
+#[derive(Clone, Copy, Debug)]
 struct Span {
     address: GuestAddress,
+    host: *mut u8,
     length: usize,
+}
+
+// SAFETY: `host` leads into RAM, which the span's chain keeps mapped, at the same place for all threads.
+unsafe impl Send for Span {}
+
+impl Span {
+    fn find(memory: &Ram, descriptor: Descriptor) -> Result<Self, ChainError> {
+        let (address, length) = (descriptor.addr(), descriptor.len());
+        let found = usize::try_from(length).ok().filter(|length| *length > 0);
+        match found.and_then(|length| memory.get_slice(address, length).ok()) {
+            Some(slice) => Ok(Self { address, host: slice.ptr_guard_mut().as_ptr(), length: slice.len() }),
+            None => Err(ChainError::Buffer { address: address.0, length }),
+        }
+    }
 }
 
 /// One request of a driver: buffers to read, then buffers to write.
 #[derive(Debug)]
 pub struct Chain {
-    memory: Arc<Ram>,
+    /// Keeps mapped what the spans lead to.
+    _memory: Arc<Ram>,
     head: u16,
-    readable: Vec<Span>,
-    writable: Vec<Span>,
+    /// Most chains have no more, and so need no memory of their own.
+    spans: SmallVec<[Span; 3]>,
+    /// How many of them are readable; they come first.
+    readable: usize,
 }
 
 impl Chain {
@@ -78,7 +97,7 @@ impl Chain {
         descriptors: impl Iterator<Item = Descriptor>,
         size: QueueSize,
     ) -> Result<Self, ChainError> {
-        let mut chain = Self { memory: Arc::clone(memory), head, readable: Vec::new(), writable: Vec::new() };
+        let mut chain = Self { _memory: Arc::clone(memory), head, spans: SmallVec::new(), readable: 0 };
         let (mut count, mut open) = (0u32, true);
         for descriptor in descriptors {
             count += 1;
@@ -86,19 +105,14 @@ impl Chain {
             if count > u32::from(size.get()) {
                 return Err(ChainError::TooLong { head });
             }
-            let (address, length) = (descriptor.addr(), descriptor.len());
-            let outside = ChainError::Buffer { address: address.0, length };
-            let span = match usize::try_from(length) {
-                Ok(length) if length > 0 && memory.get_slice(address, length).is_ok() => Span { address, length },
-                _ => return Err(outside),
-            };
-            if descriptor.is_write_only() {
-                chain.writable.push(span);
-            } else if chain.writable.is_empty() {
-                chain.readable.push(span);
-            } else {
-                return Err(ChainError::Order { head });
+            let span = Span::find(memory, descriptor)?;
+            if !descriptor.is_write_only() {
+                if chain.readable < chain.spans.len() {
+                    return Err(ChainError::Order { head });
+                }
+                chain.readable += 1;
             }
+            chain.spans.push(span);
             open = descriptor.has_next();
         }
         // The iterator of virtio-queue stops without a word where the chain is broken: its last descriptor tells.
@@ -110,35 +124,42 @@ impl Chain {
         self.head
     }
 
+    fn readable(&self) -> &[Span] {
+        self.spans.get(..self.readable).unwrap_or_default()
+    }
+
+    fn writable(&self) -> &[Span] {
+        self.spans.get(self.readable..).unwrap_or_default()
+    }
+
     /// A cursor over what the driver wrote for the device.
     pub fn reader(&self) -> Reader<'_> {
-        Reader(Cursor::new(&self.memory, &self.readable))
+        Reader(Cursor::new(self.readable()))
     }
 
     /// A cursor over what the device is to fill.
     pub fn writer(&self) -> Writer<'_> {
-        Writer(Cursor::new(&self.memory, &self.writable))
+        Writer(Cursor::new(self.writable()))
     }
 
     /// Bytes that the driver wrote for the device.
     pub fn readable_len(&self) -> usize {
-        self.readable.iter().map(|span| span.length).sum()
+        self.readable().iter().map(|span| span.length).sum()
     }
 
     /// Bytes that the device may fill.
     pub fn writable_len(&self) -> usize {
-        self.writable.iter().map(|span| span.length).sum()
+        self.writable().iter().map(|span| span.length).sum()
     }
 
     /// The writable buffers as `(guest address, bytes)`, for devices to which the place itself matters.
     pub fn writable_spans(&self) -> impl Iterator<Item = (GuestAddress, usize)> + '_ {
-        self.writable.iter().map(|span| (span.address, span.length))
+        self.writable().iter().map(|span| (span.address, span.length))
     }
 }
 
 #[derive(Clone)]
 struct Cursor<'a> {
-    memory: &'a Ram,
     spans: &'a [Span],
     /// Bytes of the first span that are done.
     offset: usize,
@@ -146,48 +167,61 @@ struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    fn new(memory: &'a Ram, spans: &'a [Span]) -> Self {
-        Self { memory, spans, offset: 0, done: 0 }
+    fn new(spans: &'a [Span]) -> Self {
+        Self { spans, offset: 0, done: 0 }
     }
 
     fn remaining(&self) -> usize {
         self.spans.iter().map(|span| span.length).sum::<usize>() - self.offset
     }
 
-    /// Calls `each` with consecutive pieces of at most `count` bytes in all, and moves past them.
-    fn advance(&mut self, mut count: usize, mut each: impl FnMut(VolatileSlice<'a>)) {
-        while let Some((first, rest)) = self.spans.split_first() {
-            if count == 0 {
-                return;
-            }
-            let length = count.min(first.length - self.offset);
-            if let Some(address) = first.address.0.checked_add(self.offset as u64)
-                && let Ok(slice) = self.memory.get_slice(GuestAddress(address), length)
-            {
-                each(slice);
-            }
-            count -= length;
-            self.done += length;
-            self.offset += length;
-            if self.offset == first.length {
-                self.spans = rest;
-                self.offset = 0;
-            }
-        }
-    }
-
-    fn require(&self, wanted: usize) -> Result<(), ChainError> {
+    /// The next `count` bytes as consecutive pieces, and moves past them.
+    fn take(&mut self, count: usize) -> Result<Pieces<'a>, ChainError> {
         let left = self.remaining();
-        if wanted > left { Err(ChainError::Short { wanted, left }) } else { Ok(()) }
+        if count > left {
+            return Err(ChainError::Short { wanted: count, left });
+        }
+        let pieces = Pieces { spans: self.spans, offset: self.offset, left: count };
+        self.offset += count;
+        self.done += count;
+        while let Some((first, rest)) = self.spans.split_first()
+            && self.offset >= first.length
+        {
+            self.offset -= first.length;
+            self.spans = rest;
+        }
+        Ok(pieces)
     }
 
-    fn io_vectors(&mut self, count: usize) -> Result<Vec<libc::iovec>, ChainError> {
-        self.require(count)?;
-        let mut vectors = Vec::with_capacity(self.spans.len());
-        self.advance(count, |slice| {
-            vectors.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
-        });
-        Ok(vectors)
+    fn io_vectors(&mut self, count: usize) -> Result<impl Iterator<Item = libc::iovec> + use<'a>, ChainError> {
+        let vector = |piece: VolatileSlice| libc::iovec {
+            iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+            iov_len: piece.len(),
+        };
+        Ok(self.take(count)?.map(vector))
+    }
+}
+
+/// Consecutive pieces of a chain's buffers.
+struct Pieces<'a> {
+    spans: &'a [Span],
+    /// Bytes of the first span that are done.
+    offset: usize,
+    /// Bytes to come.
+    left: usize,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = VolatileSlice<'a>;
+
+    fn next(&mut self) -> Option<VolatileSlice<'a>> {
+        let (first, rest) = self.spans.split_first().filter(|_| self.left > 0)?;
+        let offset = std::mem::take(&mut self.offset);
+        let length = self.left.min(first.length - offset);
+        self.left -= length;
+        self.spans = rest;
+        // SAFETY: the piece lies within the span, which the chain that is borrowed for 'a keeps mapped.
+        Some(unsafe { VolatileSlice::new(first.host.add(offset), length) })
     }
 }
 
@@ -195,7 +229,7 @@ impl<'a> Cursor<'a> {
 #[derive(Clone)]
 pub struct Reader<'a>(Cursor<'a>);
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     /// Bytes not yet read.
     pub fn remaining(&self) -> usize {
         self.0.remaining()
@@ -206,13 +240,12 @@ impl Reader<'_> {
     /// # Errors
     /// [`ChainError::Short`]; then nothing was read.
     pub fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), ChainError> {
-        self.0.require(buffer.len())?;
         let mut rest = buffer;
-        self.0.advance(rest.len(), |slice| {
-            let (now, later) = std::mem::take(&mut rest).split_at_mut(slice.len());
-            slice.copy_to(now);
+        for piece in self.0.take(rest.len())? {
+            let (now, later) = rest.split_at_mut(piece.len());
+            piece.copy_to(now);
             rest = later;
-        });
+        }
         Ok(())
     }
 
@@ -231,9 +264,7 @@ impl Reader<'_> {
     /// # Errors
     /// [`ChainError::Short`].
     pub fn skip(&mut self, count: usize) -> Result<(), ChainError> {
-        self.0.require(count)?;
-        self.0.advance(count, |_| {});
-        Ok(())
+        self.0.take(count).map(drop)
     }
 
     /// The next `count` bytes as I/O vectors for a system call that *reads* them, e.g. `pwritev`.
@@ -242,7 +273,7 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`ChainError::Short`].
-    pub fn io_vectors(&mut self, count: usize) -> Result<Vec<libc::iovec>, ChainError> {
+    pub fn io_vectors(&mut self, count: usize) -> Result<impl Iterator<Item = libc::iovec> + use<'a>, ChainError> {
         self.0.io_vectors(count)
     }
 }
@@ -260,7 +291,7 @@ impl io::Read for Reader<'_> {
 #[derive(Clone)]
 pub struct Writer<'a>(Cursor<'a>);
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
     /// Bytes not yet written.
     pub fn remaining(&self) -> usize {
         self.0.remaining()
@@ -276,13 +307,12 @@ impl Writer<'_> {
     /// # Errors
     /// [`ChainError::Short`]; then nothing was written.
     pub fn write_all(&mut self, data: &[u8]) -> Result<(), ChainError> {
-        self.0.require(data.len())?;
         let mut rest = data;
-        self.0.advance(rest.len(), |slice| {
-            let (now, later) = rest.split_at(slice.len());
-            slice.copy_from(now);
+        for piece in self.0.take(rest.len())? {
+            let (now, later) = rest.split_at(piece.len());
+            piece.copy_from(now);
             rest = later;
-        });
+        }
         Ok(())
     }
 
@@ -299,9 +329,7 @@ impl Writer<'_> {
     /// # Errors
     /// [`ChainError::Short`].
     pub fn skip(&mut self, count: usize) -> Result<(), ChainError> {
-        self.0.require(count)?;
-        self.0.advance(count, |_| {});
-        Ok(())
+        self.0.take(count).map(drop)
     }
 
     /// The next `count` bytes as I/O vectors for a system call that *fills* them, e.g. `preadv`.
@@ -310,7 +338,7 @@ impl Writer<'_> {
     ///
     /// # Errors
     /// [`ChainError::Short`].
-    pub fn io_vectors(&mut self, count: usize) -> Result<Vec<libc::iovec>, ChainError> {
+    pub fn io_vectors(&mut self, count: usize) -> Result<impl Iterator<Item = libc::iovec> + use<'a>, ChainError> {
         self.0.io_vectors(count)
     }
 }

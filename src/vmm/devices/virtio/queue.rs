@@ -216,6 +216,17 @@ impl Queue {
         Ok(Some(Chain::copy(&self.memory, descriptors.head_index(), descriptors, self.size)?))
     }
 
+    /// Takes as many as `count` chains at once, as [`Queue::pop`] takes one, and appends them to `chains`.
+    ///
+    /// # Errors
+    /// As [`Queue::pop`].
+    pub fn pop_into(&mut self, chains: &mut Vec<Chain>, count: usize) -> Result<(), QueueError> {
+        for descriptors in self.ring.iter(self.memory.as_ref())?.take(count) {
+            chains.push(Chain::copy(&self.memory, descriptors.head_index(), descriptors, self.size)?);
+        }
+        Ok(())
+    }
+
     /// How many chains the driver has made available that have not been taken.
     ///
     /// # Errors

@@ -193,13 +193,13 @@ impl Block {
         let durable = self.write_through;
         let work = match command {
             Command::Read { offset, length } => {
-                let vectors = chain.writer().io_vectors(length)?;
+                let vectors = chain.writer().io_vectors(length)?.collect();
                 Work::Transfer(Transfer::new(false, false, offset, length, vectors))
             }
             Command::Write { offset, length } => {
                 let mut reader = chain.reader();
                 reader.skip(HEADER)?;
-                Work::Transfer(Transfer::new(true, durable, offset, length, reader.io_vectors(length)?))
+                Work::Transfer(Transfer::new(true, durable, offset, length, reader.io_vectors(length)?.collect()))
             }
             Command::Flush => Work::Flush,
             Command::Clear(ranges) => Work::Clear { ranges, tried_other: false, durable },

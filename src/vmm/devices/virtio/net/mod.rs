@@ -17,6 +17,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_uint};
+use smallvec::SmallVec;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_UFO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6,
@@ -255,7 +256,7 @@ impl Net {
                 return Ok(if stream.send(chain.reader(), length)? { Sent::Yes } else { Sent::Blocked });
             }
         };
-        let vectors = chain.reader().io_vectors(length)?;
+        let vectors: SmallVec<[_; 4]> = chain.reader().io_vectors(length)?.collect();
         loop {
             // SAFETY: the vectors lead into guest memory, which `chain` keeps.
             let error = match unsafe { tap.send(&vectors) } {

@@ -198,9 +198,9 @@ impl Receiver {
             if bytes < HEADER {
                 return Err(DeviceError::Driver("a receive buffer is smaller than the packet header"));
             }
-            let mut vectors = chain.writer().io_vectors(bytes)?;
-            self.held.push_back(Buffer { chain, bytes, vectors: vectors.len() });
-            self.vectors.0.append(&mut vectors);
+            let before = self.vectors.0.len();
+            self.vectors.0.extend(chain.writer().io_vectors(bytes)?);
+            self.held.push_back(Buffer { chain, bytes, vectors: self.vectors.0.len() - before });
             self.room += bytes;
         }
         Ok(())

@@ -127,6 +127,13 @@ fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
     }
 }
 
+fn put<const N: usize>(rest: &mut &mut [u8], bytes: [u8; N]) {
+    if let Some((first, others)) = std::mem::take(rest).split_first_chunk_mut() {
+        *first = bytes;
+        *rest = others;
+    }
+}
+
 impl Header {
     /// Decodes a header.
     pub fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Self {
@@ -148,21 +155,17 @@ impl Header {
     /// Encodes the header.
     pub fn to_bytes(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        let fields: [&[u8]; 10] = [
-            &self.src_cid.to_le_bytes(),
-            &self.dst_cid.to_le_bytes(),
-            &self.src_port.to_le_bytes(),
-            &self.dst_port.to_le_bytes(),
-            &self.length.to_le_bytes(),
-            &self.kind.to_le_bytes(),
-            &self.op.to_le_bytes(),
-            &self.flags.to_le_bytes(),
-            &self.buf_alloc.to_le_bytes(),
-            &self.fwd_cnt.to_le_bytes(),
-        ];
-        for (to, from) in bytes.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
+        let rest = &mut bytes.as_mut_slice();
+        put(rest, self.src_cid.to_le_bytes());
+        put(rest, self.dst_cid.to_le_bytes());
+        put(rest, self.src_port.to_le_bytes());
+        put(rest, self.dst_port.to_le_bytes());
+        put(rest, self.length.to_le_bytes());
+        put(rest, self.kind.to_le_bytes());
+        put(rest, self.op.to_le_bytes());
+        put(rest, self.flags.to_le_bytes());
+        put(rest, self.buf_alloc.to_le_bytes());
+        put(rest, self.fwd_cnt.to_le_bytes());
         bytes
     }
 

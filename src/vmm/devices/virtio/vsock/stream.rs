@@ -23,8 +23,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// asking a slow guest too early costs it more than it gives.
 pub const CREDIT_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Buffers of the guest that one turn of a stream fills at most: 64 KiB with the 4 KiB that Linux posts.
-const MAX_BATCH: usize = 16;
+/// Buffers of the guest that one turn of a stream fills at most: 128 KiB with the 4 KiB that Linux posts.
+const MAX_BATCH: usize = 32;
 /// Most data in one packet, as Linux has it.
 const MAX_PACKET: usize = 64 << 10;
 
@@ -231,7 +231,7 @@ impl Stream {
 
     /// Sends up to `wanted` bytes straight from guest memory, without moving `reader`.
     fn send(&mut self, reader: &Reader<'_>, wanted: usize) -> Result<io::Result<usize>, DeviceError> {
-        let mut vectors = reader.clone().io_vectors(wanted)?;
+        let mut vectors: Vec<_> = reader.clone().io_vectors(wanted)?.collect();
         let Some(socket) = &self.socket else {
             return Ok(Err(io::ErrorKind::NotConnected.into()));
         };
@@ -437,16 +437,17 @@ impl Stream {
     /// The chains'.
     pub fn receive(&mut self, chains: &[Chain], header: usize) -> Result<Vec<usize>, DeviceError> {
         let mut credit = usize::try_from(self.credit.available()).unwrap_or(usize::MAX);
-        let (mut vectors, mut sizes) = (Vec::new(), Vec::with_capacity(chains.len()));
+        let (mut vectors, mut sizes) = (Vec::with_capacity(chains.len()), Vec::with_capacity(chains.len()));
         for chain in chains {
             let size = chain.writable_len().saturating_sub(header).min(MAX_PACKET).min(credit);
             let mut writer = chain.writer();
             writer.skip(header)?;
-            let more = writer.io_vectors(size)?;
-            if size == 0 || vectors.len() + more.len() > MAX_VECTORS {
+            let before = vectors.len();
+            vectors.extend(writer.io_vectors(size)?);
+            if size == 0 || vectors.len() > MAX_VECTORS {
+                vectors.truncate(before);
                 break;
             }
-            vectors.extend(more);
             sizes.push(size);
             credit -= size;
         }
@@ -475,16 +476,17 @@ impl Stream {
         }
         // A short read has emptied the socket; what comes later makes a new edge.
         self.readable = count == room || self.ended;
-        self.batch = if count == room { MAX_BATCH.min(self.batch * 4) } else { 1 };
         self.credit.send(u32::try_from(count).unwrap_or(u32::MAX));
         self.credit_update_due = false;
         let mut left = count;
-        let mut part = |size: usize| {
-            let now = size.min(left);
-            left -= now;
-            now
-        };
-        Ok(sizes.into_iter().map(&mut part).take_while(|part| *part > 0).collect())
+        sizes.retain_mut(|size| {
+            *size = left.min(*size);
+            left -= *size;
+            *size > 0
+        });
+        // Peers as a rule write pieces of one size, so what one took the next will; and more, where there may be more.
+        self.batch = if count == room { MAX_BATCH.min(self.batch * 4) } else { sizes.len() };
+        Ok(sizes)
     }
 
     /// The host socket's number, for epoll.

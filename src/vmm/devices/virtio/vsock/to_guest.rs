@@ -94,12 +94,8 @@ impl Vsock {
             }
             return Ok(turn);
         }
-        let mut chains = Vec::new();
-        while chains.len() < stream.batch()
-            && let Some(chain) = queue.pop()?
-        {
-            chains.push(chain);
-        }
+        let mut chains = Vec::with_capacity(stream.batch());
+        queue.pop_into(&mut chains, stream.batch())?;
         if chains.is_empty() {
             return Ok(Turn::NoBuffer);
         }

@@ -12,7 +12,7 @@ fn job(work: impl FnOnce(&Chain) -> Work) -> Job {
 }
 
 fn transfer(chain: &Chain) -> Work {
-    Work::Transfer(Transfer::new(false, false, 512, 4096, chain.writer().io_vectors(4096).unwrap()))
+    Work::Transfer(Transfer::new(false, false, 512, 4096, chain.writer().io_vectors(4096).unwrap().collect()))
 }
 
 fn lengths(job: &Job) -> Vec<usize> {

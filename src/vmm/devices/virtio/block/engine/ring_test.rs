@@ -10,7 +10,7 @@ fn endless(driver: &mut FakeDriver) -> Job {
     let mut queue = driver.queue();
     driver.add(&[(0x10_0000, 512, true), (0x18_0000, 1, true)]);
     let chain = queue.pop().unwrap().unwrap();
-    let vectors = chain.writer().io_vectors(512).unwrap();
+    let vectors = chain.writer().io_vectors(512).unwrap().collect();
     Job::new(0, chain, 512, Work::Transfer(Transfer::new(false, false, 0, 512, vectors)))
 }
 
