@@ -10,7 +10,6 @@ use coracle::supervisor::wire::Request;
 use super::containers;
 use super::session::{self, Signals, Wiring};
 
-/// Connect to the input, output and signals of a running container.
 #[derive(Debug, Args)]
 #[command(after_help = "Ctrl-P Ctrl-Q leaves a program with a terminal running.")]
 pub struct AttachArgs {

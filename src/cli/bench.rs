@@ -45,7 +45,6 @@ says why. container, crun and runc need root's rights, to mount the image. Ctrl-
 
 Exit status: 0 where something was measured; 125 where nothing was; 130 after Ctrl-C.";
 
-/// Measure what a microVM costs against a container.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     #[command(subcommand)]

@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 
 use super::{attach, create, exec, inspect, logs, pause, port, ps, rename, rm, run, start, stats, stop, top, wait};
 
-/// Do the same and more to containers.
 #[derive(Debug, Args)]
 pub struct ContainerArgs {
     #[command(subcommand)]

@@ -30,7 +30,6 @@ Examples:
 A directory that ends in `/.` stands for what is in it. Files belong to who runs this command, or in the container to root,
 unless -a says otherwise. A container that does not run is looked into by a microVM that is started for that.";
 
-/// Copy files between the host and a container.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CpArgs {

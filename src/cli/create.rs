@@ -73,7 +73,6 @@ const NOT_FROM_SNAPSHOTS: [&str; 34] = [
     "command",
 ];
 
-/// Make a container, to be started later.
 #[derive(Debug, Args)]
 #[command(disable_help_flag = true)]
 pub struct CreateArgs {
@@ -91,7 +90,7 @@ enum Kind {
     Container,
 }
 
-/// What a container is made of.
+// What a container is made of.
 #[derive(Debug, Args)]
 pub struct ContainerArgs {
     /// Name of the container

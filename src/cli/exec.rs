@@ -29,7 +29,6 @@ Examples:
 Exit status: the program's own; 128 and the signal's number where one killed it; 127 if it is not there; 126 if it
 cannot be executed; 125 if Coracle failed.";
 
-/// Run another program in a running container.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ExecArgs {

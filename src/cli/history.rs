@@ -9,7 +9,6 @@ use jiff::Timestamp;
 
 use super::{store, units};
 
-/// Show the steps that made an image.
 #[derive(Debug, Args)]
 #[command(after_help = "SIZE is that of the step's layer as it was transferred, compressed.")]
 pub struct HistoryArgs {

@@ -13,7 +13,6 @@ use serde_json::json;
 use super::template::Lines;
 use super::{store, units};
 
-/// List images.
 #[derive(Debug, Args)]
 #[command(after_help = "SIZE is that of the layers as they were transferred, compressed.")]
 pub struct ImagesArgs {

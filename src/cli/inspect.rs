@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use super::store;
 use super::template::Template;
 
-/// Show all that is known of containers and images, as a JSON array.
 #[derive(Debug, Args)]
 #[command(after_help = "Size of an image is that of its layers as they were transferred, compressed.")]
 pub struct InspectArgs {

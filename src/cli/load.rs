@@ -12,8 +12,6 @@ use coracle::image::{Platform, Problem};
 
 use super::store;
 
-/// Read images from an archive: what `docker save` or `coracle save` has written, or an OCI image layout in a tar archive;
-/// packed with gzip or not.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
     /// Read FILE instead of stdin

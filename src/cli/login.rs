@@ -14,7 +14,6 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::store;
 
-/// Log in to a registry. Docker's and Podman's logins are used as they are; this one is theirs as well.
 #[derive(Debug, Args)]
 pub struct LoginArgs {
     /// The registry, as HOST[:PORT]; the default one if there is none
@@ -37,7 +36,6 @@ pub struct LoginArgs {
     cert_dir: Option<PathBuf>,
 }
 
-/// Forget who one is to a registry.
 #[derive(Debug, Args)]
 pub struct LogoutArgs {
     /// The registry, as HOST[:PORT]; the default one if there is none

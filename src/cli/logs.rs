@@ -18,7 +18,6 @@ use super::containers;
 /// How often a log is looked at that is followed.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Show what a container wrote.
 #[derive(Debug, Args)]
 pub struct LogsArgs {
     /// Go on as more comes, until the container ends

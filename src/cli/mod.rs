@@ -50,10 +50,9 @@ mod version;
 mod volume;
 mod wait;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Args, Command, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use coracle::failure::EXIT_FAILURE;
 use coracle::supervisor::client::MONITOR_VERB;
 use coracle::supervisor::spare::VERB as SPARE_VERB;
@@ -70,13 +69,20 @@ const EXIT_STATUS: &str = "Exit status: that of what was run; 125 if Coracle its
                            where the status is otherwise a program's.\n\
                            CORACLE_LOG=debug (or info, trace) shows what it does.";
 
+// Each verb's flags are described when it is the verb: describing all takes longer than most verbs do. What a verb is
+// for is said here alone, since a comment of its flags, or of flags within them, would then stand instead.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Verb {
-    /// Boot a guest from a kernel image.
+    /// Boot a guest from a kernel image, or go on from a snapshot.
     Boot(Box<boot::BootArgs>),
-    /// Take snapshots of microVMs, and look at them.
+    /// Take snapshots of containers and microVMs, and look at them.
+    ///
+    /// `coracle run --from` goes on from one of a container, `coracle boot --restore` from one of a microVM.
     Snapshot(snapshot::SnapshotArgs),
     /// List, remove and make the templates of which containers' microVMs are clones.
+    ///
+    /// They are made when they are first needed.
     Template(templates::TemplateArgs),
     /// Run a program from an image in a microVM of its own.
     Run(Box<run::RunArgs>),
@@ -129,6 +135,8 @@ enum Verb {
     /// Bring an image to the registry that its name says.
     Push(Box<push::PushArgs>),
     /// Log in to a registry.
+    ///
+    /// Docker's and Podman's logins are used as they are; this one is theirs as well.
     Login(login::LoginArgs),
     /// Forget who one is to a registry.
     Logout(login::LogoutArgs),
@@ -137,6 +145,8 @@ enum Verb {
     /// Write images into an archive.
     Save(save::SaveArgs),
     /// Read images from an archive.
+    ///
+    /// What `docker save` or `coracle save` has written, or an OCI image layout in a tar archive; packed with gzip or not.
     Load(load::LoadArgs),
     /// Remove images.
     Rmi(rmi::RmiArgs),
@@ -148,7 +158,7 @@ enum Verb {
     Volume(volume::VolumeArgs),
     /// Give an image another name.
     Tag(tag::TagArgs),
-    /// Show all that is known of images, as a JSON array.
+    /// Show all that is known of containers and images, as a JSON array.
     Inspect(inspect::InspectArgs),
     /// Show the steps that made an image.
     History(history::HistoryArgs),
@@ -172,28 +182,9 @@ enum Format {
     Json,
 }
 
-/// The verbs of a container's start, read without the flags of all others, which take longer to describe than to read.
-/// `None` for other verbs, and for what is to be refused or explained: that is for the whole command line.
-fn common_verb(words: &[OsString]) -> Option<Verb> {
-    match words.get(1)?.to_str()? {
-        MONITOR_VERB => read_alone(MONITOR_VERB, words).map(Verb::Monitor),
-        "run" => read_alone("run", words).map(|args| Verb::Run(Box::new(args))),
-        "exec" => read_alone("exec", words).map(Verb::Exec),
-        _ => None,
-    }
-}
-
-fn read_alone<A: Args>(name: &'static str, words: &[OsString]) -> Option<A> {
-    let command = Command::new("coracle").subcommand(A::augment_args(Command::new(name)));
-    let matches = command.try_get_matches_from(words).ok()?;
-    A::from_arg_matches(matches.subcommand()?.1).ok()
-}
-
 /// Parses the command line, runs the verb, and reports its failure.
 pub fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args_os().collect();
-    let verb = common_verb(&words);
-    let result = match verb.unwrap_or_else(|| Cli::try_parse_from(words).unwrap_or_else(|error| refuse(&error)).verb) {
+    let result = match Cli::try_parse().unwrap_or_else(|error| refuse(&error)).verb {
         Verb::Boot(args) => boot::run(&args),
         Verb::Template(args) => templates::run(&args),
         Verb::Snapshot(args) => snapshot::run(&args),
@@ -266,27 +257,12 @@ mod tests {
     }
 
     #[test]
-    fn a_common_verb_read_alone_is_as_read_among_all() {
-        let lines = [
-            "run --rm -it -e A=1 busybox sh -c true",
-            "run -d --name web -p 80:80 --memory 64M oci:layout",
-            "exec -it web sh",
-            "monitor /tmp/container 3",
-        ];
-        for line in lines {
-            let words: Vec<OsString> = format!("coracle {line}").split(' ').map(OsString::from).collect();
-            let alone = common_verb(&words).expect(line);
-            assert_eq!(format!("{alone:?}"), format!("{:?}", Cli::try_parse_from(words).unwrap().verb));
-        }
-    }
-
-    #[test]
-    fn what_is_to_be_explained_or_refused_is_left_to_the_whole_command_line() {
-        for line in
-            ["run", "run --help", "run --no-such-flag busybox", "monitor", "exec web", "ps", "--version", "help run"]
-        {
-            let words: Vec<OsString> = format!("coracle {line}").split(' ').map(OsString::from).collect();
-            assert!(common_verb(&words).is_none(), "{line}");
+    fn each_verb_s_help_says_what_it_is_for() {
+        let mut built = Cli::command();
+        built.build();
+        for verb in Cli::command().get_subcommands() {
+            let of_its_own = built.find_subcommand(verb.get_name()).and_then(clap::Command::get_about);
+            assert_eq!(of_its_own.map(ToString::to_string), verb.get_about().map(ToString::to_string));
         }
     }
 }

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use clap::Args;
 use coracle::supervisor::monitor::{self, Beforehand};
 
-/// Look after a running container.
 #[derive(Debug, Args)]
 pub struct MonitorArgs {
     /// The container's directory

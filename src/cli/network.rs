@@ -17,7 +17,6 @@ use super::labels::{self, LabelFilter};
 use super::template::{Lines, Template};
 use super::{error, system, units};
 
-/// Create, list and remove networks of containers.
 #[derive(Debug, Args)]
 pub struct NetworkArgs {
     #[command(subcommand)]

@@ -8,7 +8,6 @@ use coracle::supervisor::wire::Request;
 
 use super::containers;
 
-/// Which containers.
 #[derive(Debug, Args)]
 pub struct PauseArgs {
     /// Names, or ids or their beginnings

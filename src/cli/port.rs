@@ -10,7 +10,6 @@ use coracle::network::Publish;
 
 use super::containers;
 
-/// Show where on the host the ports of a container are.
 #[derive(Debug, Args)]
 pub struct PortArgs {
     /// Name, or id or its beginning

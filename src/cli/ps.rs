@@ -13,7 +13,6 @@ use super::labels::LabelFilter;
 use super::template::Lines;
 use super::{containers, units};
 
-/// List containers.
 #[derive(Debug, Args)]
 pub struct PsArgs {
     /// Those that do not run too

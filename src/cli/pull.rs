@@ -24,7 +24,6 @@ Examples:
 CORACLE_DEFAULT_REGISTRY=HOST[:PORT] names another default registry. CORACLE_DATA=DIR keeps images elsewhere.
 What had come when a pull broke off is kept: the same again goes on from there.";
 
-/// Fetch an image from a registry.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct PullArgs {

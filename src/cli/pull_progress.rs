@@ -22,7 +22,7 @@ pub enum ProgressKind {
     None,
 }
 
-/// Words of the commands whose work it is to pull or push.
+// Words of the commands whose work it is to pull or push.
 #[derive(Debug, Args)]
 pub struct ProgressArgs {
     /// Say nothing but the image's name

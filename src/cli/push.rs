@@ -12,7 +12,6 @@ use super::pull_progress::ProgressArgs;
 use super::registry_access::AccessArgs;
 use super::store;
 
-/// Bring an image to the registry that its name says.
 #[derive(Debug, Args)]
 pub struct PushArgs {
     /// NAME[:TAG]; `coracle tag` gives an image the name that it is to have there

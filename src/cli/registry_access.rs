@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use coracle::image::registry::{Access, Credentials};
 
-/// How to reach the registry.
+// How to reach the registry.
 #[derive(Clone, Debug, Args)]
 pub struct AccessArgs {
     /// Refuse registries without TLS or with a certificate that is not trusted (on by default, `=false` for off)

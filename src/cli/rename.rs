@@ -7,7 +7,6 @@ use clap::Args;
 
 use super::containers;
 
-/// Give a container another name.
 #[derive(Debug, Args)]
 pub struct RenameArgs {
     /// Name, or id or its beginning

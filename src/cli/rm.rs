@@ -13,7 +13,6 @@ use super::{containers, stop};
 /// SIGKILL.
 const KILL: u8 = 9;
 
-/// Remove containers.
 #[derive(Debug, Args)]
 pub struct RmArgs {
     /// End those that run; no complaint about those that are not there

@@ -15,7 +15,6 @@ const DETAILS: &str = "\
 An image goes when its last name does, or when it is removed by its ID. Its content goes as well,
 as far as no other image has it.";
 
-/// Remove images.
 #[derive(Debug, Args)]
 #[command(after_help = DETAILS)]
 pub struct RmiArgs {

@@ -25,7 +25,6 @@ Examples:
 Exit status: the program's own; 128 and the signal's number where one killed it; 127 if it is not in the image; 126 if
 it cannot be executed; 125 if Coracle failed. Ctrl-P Ctrl-Q leaves a program with a terminal running.";
 
-/// Run a program from an image in a microVM of its own.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, disable_help_flag = true)]
 pub struct RunArgs {

@@ -19,7 +19,6 @@ Examples:
 
 The archive is an OCI image layout and what `docker load` reads, both at once.";
 
-/// Write images into an archive.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SaveArgs {

@@ -35,8 +35,6 @@ Of a microVM, without a container:
   coracle snapshot create --stop c.sock ready
   coracle boot --restore ready --vsock v1.sock";
 
-/// Take snapshots of containers and microVMs. `coracle run --from` goes on from one of a container, `coracle boot
-/// --restore` from one of a microVM.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct SnapshotArgs {

@@ -8,7 +8,6 @@ use clap::Args;
 use coracle::supervisor::monitor::{self, Beforehand};
 use coracle::supervisor::spare;
 
-/// Wait for a container to look after.
 #[derive(Debug, Args)]
 pub struct SpareArgs {
     /// Its directory

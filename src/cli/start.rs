@@ -11,7 +11,6 @@ use coracle::supervisor::wire::{Reply, Request};
 use super::containers;
 use super::session::{self, Signals, Wiring};
 
-/// Start containers that are not running.
 #[derive(Debug, Args)]
 pub struct StartArgs {
     /// Show the program's output, pass signals on, and end with it

@@ -10,7 +10,6 @@ use coracle::supervisor::wire::Request;
 use super::create::signal;
 use super::{containers, start};
 
-/// Ask running containers to end, and end those that do not.
 #[derive(Debug, Args)]
 pub struct StopArgs {
     /// Seconds that they have; -1 for as long as it takes
@@ -67,7 +66,6 @@ pub fn stop(connection: &Connection, signal: u8, grace: Option<u64>, what: &str)
     Ok(())
 }
 
-/// Send running containers a signal.
 #[derive(Debug, Args)]
 pub struct KillArgs {
     /// Its name or number

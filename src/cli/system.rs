@@ -15,7 +15,6 @@ use coracle::supervisor::{Containers, Snapshots};
 
 use super::{rm, store, units, volume};
 
-/// Show and free what is kept on this host.
 #[derive(Debug, Args)]
 pub struct SystemArgs {
     #[command(subcommand)]

@@ -8,7 +8,6 @@ use coracle::image::{Problem, Reference};
 
 use super::store;
 
-/// Give an image another name.
 #[derive(Debug, Args)]
 pub struct TagArgs {
     /// NAME[:TAG], NAME@DIGEST, or an ID or its beginning

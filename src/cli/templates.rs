@@ -15,7 +15,6 @@ use super::create::{ContainerArgs, memory, vcpus};
 use super::units::size;
 use serde::Serialize;
 
-/// Look after the templates of which containers' microVMs are clones. They are made when they are first needed.
 #[derive(Debug, Args)]
 pub struct TemplateArgs {
     #[command(subcommand)]

@@ -10,7 +10,6 @@ use coracle::supervisor::Container;
 
 use super::{containers, units};
 
-/// Show the processes of a container.
 #[derive(Debug, Args)]
 pub struct TopArgs {
     /// Name, or id or its beginning

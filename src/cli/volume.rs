@@ -13,7 +13,6 @@ use super::labels::{self, LabelFilter};
 use super::template::{Lines, Template};
 use super::{containers, error, system, units};
 
-/// Create, list and remove volumes.
 #[derive(Debug, Args)]
 pub struct VolumeArgs {
     #[command(subcommand)]

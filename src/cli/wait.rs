@@ -10,7 +10,6 @@ use coracle::supervisor::wire::Request;
 
 use super::{containers, error};
 
-/// Wait until containers end, and print their exit status.
 #[derive(Debug, Args)]
 pub struct WaitArgs {
     /// Names, or ids or their beginnings

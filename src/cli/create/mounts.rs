@@ -8,7 +8,7 @@ use coracle::failure::Failure;
 use coracle::supervisor::mounts::{Misunderstood, Wish, Wished};
 use coracle::supervisor::{Config, Containers, Description, Held, MountSource, MountUse, Volumes};
 
-/// What of the host's a container sees.
+// What of the host's a container sees.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Files of the host")]
 pub struct MountArgs {

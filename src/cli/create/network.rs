@@ -9,7 +9,7 @@ use coracle::network::{DEFAULT, PortError, Publish};
 use coracle::supervisor::NetworkUse;
 use coracle::vmm::devices::virtio::net::MacAddress;
 
-/// How a container is connected.
+// How a container is connected.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkArgs {

@@ -6,7 +6,7 @@ use coracle::sandbox::capabilities;
 use coracle::supervisor::{HostAddress, Surroundings};
 use coracle_protocol::ResourceLimit;
 
-/// What the processes of a container find around them, and what they may.
+// What the processes of a container find around them, and what they may.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Rights and limits")]
 pub struct SurroundingsArgs {
