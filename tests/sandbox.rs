@@ -428,6 +428,10 @@ fn interfaces_have_their_addresses_and_routes() {
     }];
     let script = "ip address show eth0; ip route; ip -6 route; ping -c 1 127.0.0.1; ping -c 1 ::1";
     let outcome = finish(vm.start(Some(Container { network, ..container() }), sh(script)).unwrap());
+    let network =
+        vec![Interface { name: Text::new("eth0"), addresses: vec![address("192.0.2.3", 24)], ..Interface::default() }];
+    let script = "ip address show eth0; ping -c 1 ::1";
+    let without_ipv6 = finish(vm.start(Some(Container { network, ..container() }), sh(script)).unwrap());
     let none = vec![Interface { name: Text::new("eth7"), ..Interface::default() }];
     let refused = vm.start(Some(Container { network: none, ..container() }), sh(script)).unwrap_err();
     drop(vm);
@@ -439,6 +443,9 @@ fn interfaces_have_their_addresses_and_routes() {
         assert!(stdout.contains(part), "no {part} in {stdout}\n{stderr}");
     }
     assert!(stdout.contains("default via 2001:db8::1 dev eth0"), "{stdout}\n{stderr}");
+    assert_eq!(status, 0, "{stdout}\n{stderr}");
+    let (status, stdout, stderr) = without_ipv6;
+    assert!(stdout.contains("inet 192.0.2.3/24") && !stdout.contains("inet6"), "{stdout}\n{stderr}");
     assert_eq!(status, 0, "{stdout}\n{stderr}");
     assert!(refused.failure.why.contains("network"), "{}", refused.failure);
 }

@@ -7,7 +7,8 @@ use core::net::IpAddr;
 
 use coracle_protocol::{Interface, Reconnected};
 use rustix::fd::OwnedFd;
-use rustix::io::{Errno, Result};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, Result, write};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 use crate::sys;
@@ -38,12 +39,49 @@ const IFF_UP: u32 = 1;
 /// The kernel's first interface.
 const LOOPBACK: u32 = 1;
 
-/// Brings up the loopback and these. A kernel without a network has none, and then nobody may ask for one.
+/// Does ahead what costs the kernel most when a card comes up: the card gets its receive buffers, and IPv6, of which
+/// most networks have none, is off. The cards are down again then.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_ready() -> Result<()> {
+    // No protocol is the first one, NETLINK_ROUTE. A kernel without a network has no cards.
+    let Ok(socket) = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None) else {
+        return Ok(());
+    };
+    let mut batch = Batch::default();
+    for number in 0.. {
+        let name = format!("eth{number}");
+        let Ok(index) = sys::interface_index(&socket, name.as_bytes()) else { break };
+        set_ipv6(&name, false)?;
+        batch.link(index, None);
+        batch.link_down(index);
+    }
+    if batch.0.is_empty() {
+        return Ok(());
+    }
+    send(&socket, &batch.0, SendFlags::empty())?;
+    first_error(&socket)
+}
+
+/// Switches IPv6 of an interface on or off. A kernel that has none is one where it is off.
+fn set_ipv6(name: &str, on: bool) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    match open(path.as_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) if !on => Ok(()),
+        file => write(&file?, if on { b"0" } else { b"1" }).map(drop),
+    }
+}
+
+/// Brings up the loopback and these; `ready` says that [`make_ready`] has been called. A kernel without a network has no
+/// interfaces, and then nobody may ask for one.
+///
+/// An interface that has no address of IPv6 has no IPv6 at all, as with Docker: else the kernel would give it one, and
+/// ask the network for routers, which takes longer than all else here.
 ///
 /// # Errors
 /// The kernel's: there is no such interface, or an address makes no sense.
-pub fn configure(interfaces: &[Interface]) -> Result<()> {
-    // No protocol is the first one, NETLINK_ROUTE.
+pub fn configure(interfaces: &[Interface], ready: bool) -> Result<()> {
     let socket = match socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None) {
         Err(_) if interfaces.is_empty() => return Ok(()),
         other => other?,
@@ -52,6 +90,10 @@ pub fn configure(interfaces: &[Interface]) -> Result<()> {
     batch.link(LOOPBACK, None);
     for one in interfaces {
         let index = sys::interface_index(&socket, one.name.as_str().as_bytes())?;
+        let ipv6 = has_ipv6(one);
+        if ipv6 || !ready {
+            set_ipv6(one.name.as_str(), ipv6)?;
+        }
         batch.interface(index, one);
     }
     send(&socket, &batch.0, SendFlags::empty())?;
@@ -90,6 +132,7 @@ pub fn reconnect(network: &[Reconnected]) -> Result<()> {
     for one in network {
         let index = sys::interface_index(&anew, one.interface.name.as_str().as_bytes())?;
         one.former.iter().for_each(|former| leave.former_address(index, former.address, former.prefix));
+        set_ipv6(one.interface.name.as_str(), has_ipv6(&one.interface))?;
         // Routes and neighbours go as it goes down.
         come.link_down(index);
         come.mac(index, &one.mac);
@@ -101,6 +144,10 @@ pub fn reconnect(network: &[Reconnected]) -> Result<()> {
     }
     send(&anew, &come.0, SendFlags::empty())?;
     first_error(&anew)
+}
+
+fn has_ipv6(interface: &Interface) -> bool {
+    interface.addresses.iter().any(|address| address.address.is_ipv6())
 }
 
 /// The kernel has done everything by now; it answers only what failed.

@@ -64,6 +64,7 @@ impl Ahead {
     /// [`Refusal`].
     pub fn new(assembly: &Assembly) -> core::result::Result<Self, Refusal> {
         let cgroup = prepare(&assembly.container)?;
+        network::make_ready().map_err(failed(NO_NETWORK))?;
         let (ours, its_pipes) = pipes().map_err(failed(NO_PIPES))?;
         let (news, its_news) = news::pair().map_err(failed(NO_NEWS))?;
         let (its_orders, orders) = pipe_with(PipeFlags::CLOEXEC).map_err(failed(NO_PIPES))?;
@@ -117,7 +118,7 @@ impl Ahead {
         let given = match self.assembly.fits(container, &start.process) {
             true => inserts::fill_files(&self.files, container).and_then(|()| {
                 if !container.network.is_empty() {
-                    network::configure(&container.network).map_err(failed(NO_NETWORK))?;
+                    network::configure(&container.network, true).map_err(failed(NO_NETWORK))?;
                 }
                 orders::give(&self.orders, frame).map_err(failed("cannot tell the container what to run"))
             }),
@@ -182,7 +183,7 @@ pub enum Place<'a> {
 pub fn prepare(container: &Container) -> core::result::Result<Option<Cgroup>, Refusal> {
     mounts::prepare().map_err(|error| failed("cannot mount what the agent needs")(error.error))?;
     rootfs::assemble(container)?;
-    network::configure(&container.network).map_err(failed(NO_NETWORK))?;
+    network::configure(&container.network, false).map_err(failed(NO_NETWORK))?;
     match Cgroup::make(container.pids_limit) {
         // Without groups there is nothing to limit with; who asks for no limit does not miss them.
         Err(Errno::NOENT | Errno::ROFS | Errno::PERM) if container.pids_limit.is_none() => Ok(None),
