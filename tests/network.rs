@@ -51,6 +51,7 @@ fn request(name: &str, ports: &[&str]) -> Request {
         mac: None,
         ports: ports.iter().flat_map(|word| Publish::parse(word).unwrap()).collect(),
         namespace: None,
+        spare: false,
     }
 }
 

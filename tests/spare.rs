@@ -180,3 +180,61 @@ fn main_path_many_at_once_each_have_a_microvm() {
     user.ready();
     assert_eq!(user.places().len(), 1);
 }
+
+/// Runs `body` in a network namespace of its own.
+fn on_a_host(body: impl FnOnce() + Send + 'static) {
+    let run = thread::spawn(|| {
+        // SAFETY: affects this thread only, which shares no file-system or user state by this flag.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "no new network namespace, which needs root: {}", std::io::Error::last_os_error());
+        common::host("ip", &["link", "set", "lo", "up"]);
+        body();
+    });
+    if let Err(panic) = run.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn main_path_one_that_waits_in_a_network_is_heard_of_by_nobody() {
+    on_a_host(|| {
+        let user = User(Home::new());
+        user.ok(&["template", "warm", "IMAGE", "sh"]);
+        let leased = || fs::read_to_string(user.0.path().join("data/networks/bridge.json")).unwrap();
+        let taps = || common::host("ip", &["-o", "link", "show", "type", "tun"]);
+        let script = "set -e; ip -4 -o addr show eth0; cat /sys/class/net/eth0/address; \
+                      ping -c 1 -w 9 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') >/dev/null; echo there";
+        let run = || user.ok(&["run", "--rm", "IMAGE", "sh", "-c", script]);
+        assert!(run().ends_with("there"));
+        let waiting = user.ready();
+        for _ in 0..2 {
+            let tap = taps();
+            assert!(tap.lines().count() == 1 && tap.contains("state DOWN") && !tap.contains("master"), "{tap}");
+            assert!(leased().contains("\"spare\": true"), "{}", leased());
+            let told = user.ok(&["network", "inspect", "bridge"]);
+            assert!(!told.contains("spare-") && !told.contains("MacAddress"), "{told}");
+            assert!(run().ends_with("there"));
+            assert_eq!(user.ready(), waiting);
+        }
+        // What a killed one had is free again.
+        signal(waiting, libc::SIGKILL);
+        eventually("its addresses", || {
+            user.ok(&["network", "ls"]);
+            (!leased().contains("spare-")).then_some(())
+        });
+        assert_eq!(taps(), "");
+        // Of a network that goes, it goes first.
+        user.ok(&["network", "create", "other"]);
+        let other = || user.ok(&["run", "--rm", "--network", "other", "IMAGE", "sh", "-c", "echo there"]);
+        assert_eq!(other(), "there");
+        user.ready();
+        user.ok(&["network", "rm", "other"]);
+        assert_eq!((user.places().len(), taps()), (0, String::new()));
+        user.ok(&["network", "create", "other"]);
+        assert_eq!(other(), "there");
+        user.ready();
+        user.ok(&["network", "prune", "--force"]);
+        assert_eq!((user.places().len(), taps()), (0, String::new()));
+        assert_eq!(user.0.containers(), 0);
+    });
+}

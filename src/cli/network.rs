@@ -9,6 +9,7 @@ use anyhow::Context;
 use clap::{Args, Subcommand};
 use coracle::failure::Failure;
 use coracle::network::{self, DEFAULT, Network, New, Store};
+use coracle::supervisor::spare;
 use ipnet::{IpNet, Ipv4Net};
 use jiff::{Timestamp, ToSpan};
 use serde_json::{Value, json};
@@ -207,6 +208,8 @@ fn create(store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
         labels: args.label.iter().cloned().collect(),
         options: args.option.iter().cloned().collect(),
     };
+    // The default one may be made anew.
+    spare::dismiss(|network| network == new.name);
     let network = network::create(store, &new)?;
     writeln!(io::stdout(), "{}", network.id)?;
     Ok(())
@@ -284,9 +287,7 @@ fn describe(network: &Network) -> Value {
     }
     let v6 = network.ipv6.as_ref().map(|pool| json!({ "Subnet": pool.subnet, "Gateway": pool.gateway }));
     let containers: serde_json::Map<String, Value> = network
-        .leases
-        .iter()
-        .filter(|(_, lease)| lease.attached)
+        .containers()
         .map(|(id, lease)| {
             let addresses: Vec<String> = network.addresses(lease).iter().map(ToString::to_string).collect();
             let container = json!({
@@ -330,6 +331,9 @@ fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<ExitCode> {
         if args.force && network::find(&networks, name, "").is_err() {
             continue;
         }
+        if let Ok(found) = network::find(&networks, name, "") {
+            spare::dismiss(|network| network == found.name);
+        }
         match network::remove(store, name) {
             // As it was spelled, which is what Docker prints.
             Ok(_) => writeln!(io::stdout(), "{name}")?,
@@ -347,6 +351,7 @@ fn prune(store: &Store, args: &PruneArgs) -> anyhow::Result<()> {
     if !args.force && !system::asked(what, "coracle network prune --force", all)? {
         return Ok(());
     }
+    spare::dismiss(|network| network != DEFAULT);
     let removed = network::prune(store, |network| args.filter.iter().all(|filter| filter.fits(network)))?;
     if removed.is_empty() {
         return Ok(());

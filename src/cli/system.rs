@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use coracle::failure::Failure;
 use coracle::image::{Digest, ImageRecord, Problem, Store};
 use coracle::network;
-use coracle::supervisor::{Containers, Snapshots};
+use coracle::supervisor::{Containers, Snapshots, spare};
 
 use super::{rm, store, units, volume};
 
@@ -81,6 +81,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let (gone, freed) = rm::remove_stopped(&containers)?;
     bytes += freed;
     tell("Containers", &gone)?;
+    spare::dismiss(|network| network != network::DEFAULT);
     let gone = network::prune(&network::Store::open()?, |_| true)?;
     tell("Networks", &gone.into_iter().map(|removed| removed.name).collect::<Vec<_>>())?;
     if args.volumes {

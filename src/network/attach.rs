@@ -35,6 +35,8 @@ pub struct Request {
     pub ports: Vec<Publish>,
     /// Where it lives, if it has no VM.
     pub namespace: Option<NetworkNamespace>,
+    /// It is a microVM that waits: it comes into the network with [`Attachment::hand_over`].
+    pub spare: bool,
 }
 
 /// A container's connection to a network, which ends when this is dropped, or the process ends.
@@ -83,15 +85,72 @@ impl Attachment {
         self.namespace.as_ref().map(NetworkNamespace::path)
     }
 
+    /// Gives what a spare has to the container that it was waiting for.
+    ///
+    /// # Errors
+    /// The network is not what it was, a port is in use, or the kernel refuses; the spare is detached.
+    pub fn hand_over(mut self, request: &Request) -> Result<Self, Failure> {
+        let what = format!("cannot attach the container to network `{}`", request.network);
+        let listeners = ports::bind(&request.ports)?;
+        self.ports = listeners.iter().map(|listener| listener.published).collect();
+        let store = self.store.clone();
+        let locked = store.lock()?;
+        let taken = self.take_over(&locked, request, &what);
+        // As in `attach_in`.
+        drop(locked);
+        let (address, gateway) = taken?;
+        self.serve(listeners, address, gateway)?;
+        Ok(self)
+    }
+
+    fn take_over(&mut self, locked: &Locked, request: &Request, what: &str) -> Result<(Ipv4Addr, Ipv4Addr), Failure> {
+        let changed = || Failure::new(what, "it has changed while a microVM waited", "`coracle network inspect`");
+        let mut networks = settled(locked)?;
+        let at = manage::position(&networks, &request.network, what)?;
+        let network = networks.get_mut(at).filter(|network| network.name == self.network).ok_or_else(changed)?;
+        let lease = network.leases.get(&self.container).ok_or_else(changed)?;
+        let same = lease.attached
+            && lease.mac == self.mac
+            && network.addresses(lease) == self.addresses
+            && network.mtu == self.mtu
+            && gateways(network) == self.gateways
+            && self.nameservers == [IpAddr::from(network.ipv4.gateway)];
+        let lease = Lease {
+            names: request.names.clone(),
+            ports: self.ports.clone(),
+            spare: false,
+            since: now(),
+            ..Some(lease.clone()).filter(|_| same).ok_or_else(changed)?
+        };
+        let life = locked.claim_life(&request.container, &self.network)?.ok_or_else(|| attached_already(what))?;
+        let spare = std::mem::replace(&mut self.container, request.container.clone());
+        // That of the spare ends here.
+        self.life = Some(life);
+        network.leases.remove(&spare);
+        network.leases.insert(request.container.clone(), lease.clone());
+        locked.save(network)?;
+        locked.end_life(&spare, &self.network)?;
+        host::let_in(locked, network, &lease)?;
+        Ok((lease.ipv4, network.ipv4.gateway))
+    }
+
     /// Ends it, and says what did not work.
     ///
     /// # Errors
     /// The network's file cannot be written, or the kernel refuses; the next command tries again.
     pub fn detach(mut self) -> Result<(), Failure> {
-        self.end()
+        self.end(true)
     }
 
-    fn end(&mut self) -> Result<(), Failure> {
+    /// As [`Attachment::detach`], for a container that is no more: its addresses are not kept for it.
+    ///
+    /// # Errors
+    /// As [`Attachment::detach`].
+    pub fn forget(mut self) -> Result<(), Failure> {
+        self.end(false)
+    }
+
+    fn end(&mut self, keep: bool) -> Result<(), Failure> {
         self.proxy = None;
         self.names = None;
         self.passt = None;
@@ -101,13 +160,15 @@ impl Attachment {
         let left = leave(&locked, &mut networks, &self.container, Some(&self.network));
         let ended = locked.end_life(&self.container, &self.network);
         drop(life);
-        left.and(ended).and_then(|()| host::fit(&locked, &networks))
+        left.and(ended).and_then(|()| host::fit(&locked, &networks))?;
+        // The interface has gone with its name still known.
+        if keep { Ok(()) } else { forget_lease(&locked, &mut networks, &self.container) }
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Err(failure) = self.end() {
+        if let Err(failure) = self.end(true) {
             log::warn!("{failure}");
         }
     }
@@ -151,7 +212,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
         backend: NetBackend::Tap(lease.tap.clone()),
         mac: lease.mac,
         addresses: network.addresses(&lease),
-        gateways: if network.internal { Vec::new() } else { network.gateways().iter().map(IpNet::addr).collect() },
+        gateways: gateways(network),
         nameservers: vec![network.ipv4.gateway.into()],
         search: Resolvers::read().search,
         mtu: network.mtu,
@@ -174,7 +235,9 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     if let Some(namespace) = &attachment.namespace {
         namespace.configure(attachment.mtu, &attachment.addresses, &attachment.gateways)?;
     }
-    attachment.serve(listeners, lease.ipv4, gateway)?;
+    if !request.spare {
+        attachment.serve(listeners, lease.ipv4, gateway)?;
+    }
     Ok(attachment)
 }
 
@@ -239,6 +302,11 @@ fn attach_alone(store: &Store, request: &Request, listeners: Vec<Listener>, what
     Ok(attachment)
 }
 
+/// Where the default routes of its containers lead.
+fn gateways(network: &Network) -> Vec<IpAddr> {
+    if network.internal { Vec::new() } else { network.gateways().iter().map(IpNet::addr).collect() }
+}
+
 fn attached_already(what: &str) -> Failure {
     Failure::new(what, "it is attached already", "`coracle network inspect`")
 }
@@ -289,13 +357,21 @@ pub fn forget(container: &str) -> Result<(), Failure> {
     let store = Store::open()?;
     let locked = store.lock()?;
     let mut networks = settled(&locked)?;
+    if !networks.iter().any(|network| network.leases.contains_key(container)) {
+        return Ok(());
+    }
     leave(&locked, &mut networks, container, None)?;
-    for network in &mut networks {
+    forget_lease(&locked, &mut networks, container)?;
+    host::fit(&locked, &networks)
+}
+
+fn forget_lease(locked: &Locked, networks: &mut [Network], container: &str) -> Result<(), Failure> {
+    for network in networks {
         if network.leases.remove(container).is_some() {
             locked.save(network)?;
         }
     }
-    host::fit(&locked, &networks)
+    Ok(())
 }
 
 /// Gives a container another name in the networks that it is attached to.
@@ -351,7 +427,7 @@ pub(super) fn settled(locked: &Locked) -> Result<Vec<Network>, Failure> {
             // Whoever lives holds this.
             if let Some(life) = locked.claim_life(&container, &network.name)? {
                 log::debug!("container {container} died without leaving network {}", network.name);
-                retire(network, &container);
+                retire(network, &container)?;
                 locked.save(network)?;
                 locked.end_life(&container, &network.name)?;
                 drop(life);
@@ -366,7 +442,7 @@ pub(super) fn settled(locked: &Locked) -> Result<Vec<Network>, Failure> {
 fn leave(locked: &Locked, networks: &mut [Network], container: &str, only: Option<&str>) -> Result<(), Failure> {
     for network in networks.iter_mut().filter(|network| only.is_none_or(|only| network.name == only)) {
         if network.leases.get(container).is_some_and(|lease| lease.attached) {
-            retire(network, container);
+            retire(network, container)?;
             locked.save(network)?;
             locked.end_life(container, &network.name)?;
         }
@@ -374,12 +450,18 @@ fn leave(locked: &Locked, networks: &mut [Network], container: &str, only: Optio
     Ok(())
 }
 
-fn retire(network: &mut Network, container: &str) {
+fn retire(network: &mut Network, container: &str) -> Result<(), Failure> {
+    // Nobody comes back for what a spare had.
+    if let Some(lease) = network.leases.get(container).filter(|lease| lease.spare) {
+        host::take_away(lease)?;
+        network.leases.remove(container);
+    }
     if let Some(lease) = network.leases.get_mut(container) {
         lease.attached = false;
         lease.since = now();
         lease.ports.clear();
     }
+    Ok(())
 }
 
 fn lease(network: &mut Network, request: &Request, ports: &[Published], what: &str) -> Result<Lease, Failure> {
@@ -394,7 +476,8 @@ fn lease(network: &mut Network, request: &Request, ports: &[Published], what: &s
     let ipv6 = network.ipv6.as_ref().map(|pool| ipam::ipv6_for(pool, network.ipv4.subnet, ipv4));
     let (names, ports, tap) = (request.names.clone(), ports.to_vec(), host::tap_name(network, &request.container));
     let pair = request.namespace.is_some();
-    Ok(Lease { names, mac, ipv4, ipv6, tap, pair, attached: true, since: now(), ports })
+    let spare = request.spare;
+    Ok(Lease { names, mac, ipv4, ipv6, tap, pair, spare, attached: true, since: now(), ports })
 }
 
 /// A network that goes up must not take addresses that this host reaches elsewhere.

@@ -119,6 +119,28 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Lets the TAP of a microVM that has waited into its network. Rules have been made for it with the rest.
+///
+/// # Errors
+/// The kernel's, or its bridge has gone.
+pub fn let_in(locked: &Locked, network: &Network, lease: &Lease) -> Result<(), Failure> {
+    let mut netlink = Netlink::open().map_err(failed("opening rtnetlink"))?;
+    let links = netlink.links().map_err(failed("listing interfaces"))?;
+    let gone = || failed(&network.bridge)(io::ErrorKind::NotFound.into());
+    let bridge = links.iter().find(|link| link.name == network.bridge).ok_or_else(gone)?.index;
+    raise_tap(&mut netlink, &Marks::of(locked.store().root()), network, lease, bridge, &links)
+}
+
+/// Takes away the interface of a lease that is about to be forgotten.
+///
+/// # Errors
+/// The kernel's.
+pub fn take_away(lease: &Lease) -> Result<(), Failure> {
+    let mut netlink = Netlink::open().map_err(failed("opening rtnetlink"))?;
+    let links = netlink.links().map_err(failed("listing interfaces"))?;
+    links.iter().filter(|link| link.name == lease.tap).try_for_each(|link| remove(&mut netlink, link))
+}
+
 /// Makes the pair of interfaces of a container without a VM, whose other end is in its namespace.
 ///
 /// # Errors
@@ -184,7 +206,7 @@ fn raise_bridge(netlink: &mut Netlink, marks: &Marks, network: &Network, links: 
     // With a fixed address it does not change as ports come and go, and no guest has a stale one.
     let mac = ipam::mac_for(network.ipv4.gateway).ok().map(|mac| mac.bytes());
     let mtu = Some(u32::from(network.mtu));
-    let change = Change { mac: mac.filter(|_| is_new), mtu, alias: Some(marks.alias.clone()), bridge: None };
+    let change = Change { mac: mac.filter(|_| is_new), mtu, alias: Some(marks.alias.clone()), ..Change::default() };
     netlink.change(index, &change).map_err(failed(&context))?;
     for address in network.gateways() {
         netlink.add_address(index, address).map_err(failed(&context))?;
@@ -201,8 +223,10 @@ fn raise_tap(
     links: &[Link],
 ) -> Result<(), Failure> {
     let name = &lease.tap;
+    // A guest that is nobody's yet talks to nobody.
+    let bridge = Some(bridge).filter(|_| !lease.spare);
     let index = match links.iter().find(|link| link.name == *name) {
-        Some(link) if link.bridge == Some(bridge) && link.alias.as_ref() == Some(&marks.alias) => return Ok(()),
+        Some(link) if link.bridge == bridge && link.alias.as_ref() == Some(&marks.alias) => return Ok(()),
         Some(link) => link.index,
         // It went with its namespace: there is nobody left to be connected.
         None if lease.pair => return Ok(()),
@@ -215,7 +239,7 @@ fn raise_tap(
     // The host talks over the bridge; its ports need no addresses.
     set_sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "1").map_err(failed(&context))?;
     let (mtu, alias) = (Some(u32::from(network.mtu)), Some(marks.alias.clone()));
-    let change = Change { mtu, alias, bridge: Some(bridge), mac: None };
+    let change = Change { mtu, alias, bridge, mac: None, down: lease.spare };
     netlink.change(index, &change).map_err(failed(&context))
 }
 

@@ -28,7 +28,18 @@ fn give(network: &mut Network, container: &str, since: u64) -> Result<Ipv4Addr, 
     let ipv4 = assign(network, container, None)?;
     let mac = mac_for(ipv4).unwrap();
     let (names, tap) = (vec![container.to_owned()], format!("t{container}"));
-    let lease = Lease { names, mac, ipv4, ipv6: None, tap, pair: false, attached: true, since, ports: Vec::new() };
+    let lease = Lease {
+        names,
+        mac,
+        ipv4,
+        ipv6: None,
+        tap,
+        pair: false,
+        spare: false,
+        attached: true,
+        since,
+        ports: Vec::new(),
+    };
     network.leases.insert(container.to_owned(), lease);
     Ok(ipv4)
 }
@@ -117,7 +128,7 @@ proptest! {
                 prop_assert!(network.ipv4.subnet.hosts().any(|host| host == ipv4) && ipv4 != network.ipv4.gateway);
                 let mac = mac_for(ipv4).unwrap();
                 let lease =
-                    Lease { names: vec![], mac, ipv4, ipv6: None, tap: id.clone(), pair: false, attached: true, since: now, ports: vec![] };
+                    Lease { names: vec![], mac, ipv4, ipv6: None, tap: id.clone(), pair: false, spare: false, attached: true, since: now, ports: vec![] };
                 network.leases.insert(id, lease);
             } else {
                 prop_assert_eq!(network.leases.values().filter(|lease| lease.attached).count(),

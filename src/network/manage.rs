@@ -268,15 +268,21 @@ pub(super) fn missing(what: &str) -> Failure {
 pub fn remove(store: &Store, text: &str) -> Result<Removed, Failure> {
     let what = format!("cannot remove network `{text}`");
     let locked = store.lock()?;
-    let networks = settled(&locked)?;
-    let network = find(&networks, text, &what)?;
+    let mut networks = settled(&locked)?;
+    let at = position(&networks, text, &what)?;
+    let network = networks.get(at).ok_or_else(|| missing(&what))?;
     if network.name == DEFAULT {
         let next = format!("`coracle network create --subnet … {DEFAULT}` gives it other addresses");
         return Err(Failure::new(what, "it is the default network", next));
     }
     refuse_in_use(network, &what)?;
     locked.remove(&network.name)?;
-    Ok(Removed { name: network.name.clone() })
+    let network = networks.swap_remove(at);
+    // A microVM that waits has been no hindrance.
+    if network.is_up() {
+        host::fit(&locked, &networks)?;
+    }
+    Ok(Removed { name: network.name })
 }
 
 /// Removes all networks, but for the default one, that nobody is attached to and `wanted` says yes to.
@@ -285,22 +291,18 @@ pub fn remove(store: &Store, text: &str) -> Result<Removed, Failure> {
 /// A file cannot be read or removed.
 pub fn prune(store: &Store, wanted: impl Fn(&Network) -> bool) -> Result<Vec<Removed>, Failure> {
     let locked = store.lock()?;
-    let unused = |network: &Network| network.name != DEFAULT && !network.is_up() && wanted(network);
-    let mut removed = Vec::new();
-    for network in settled(&locked)?.into_iter().filter(unused) {
-        locked.remove(&network.name)?;
-        removed.push(Removed { name: network.name });
+    let unused =
+        |network: &Network| network.name != DEFAULT && network.containers().next().is_none() && wanted(network);
+    let (gone, kept): (Vec<_>, Vec<_>) = settled(&locked)?.into_iter().partition(unused);
+    gone.iter().try_for_each(|network| locked.remove(&network.name))?;
+    if gone.iter().any(Network::is_up) {
+        host::fit(&locked, &kept)?;
     }
-    Ok(removed)
+    Ok(gone.into_iter().map(|network| Removed { name: network.name }).collect())
 }
 
 fn refuse_in_use(network: &Network, what: &str) -> Result<(), Failure> {
-    let names: Vec<&str> = network
-        .leases
-        .iter()
-        .filter(|(_, lease)| lease.attached)
-        .map(|(id, lease)| lease.names.first().unwrap_or(id).as_str())
-        .collect();
+    let names: Vec<&str> = network.containers().map(|(id, lease)| lease.names.first().unwrap_or(id).as_str()).collect();
     if names.is_empty() {
         return Ok(());
     }

@@ -81,6 +81,9 @@ pub struct Lease {
     /// That is one end of a pair, whose other end is in a network namespace, and not a TAP.
     #[serde(default)]
     pub pair: bool,
+    /// A microVM that waits for a container has it, and not a container.
+    #[serde(default)]
+    pub spare: bool,
     /// It is attached, or its monitor died before it could detach; else only its addresses are kept for it.
     pub attached: bool,
     /// When it was attached or detached, in seconds since 1970.
@@ -90,7 +93,12 @@ pub struct Lease {
 }
 
 impl Network {
-    /// Whether any container is attached, as far as the file says.
+    /// The containers that are attached, as far as the file says: by their IDs.
+    pub fn containers(&self) -> impl Iterator<Item = (&String, &Lease)> {
+        self.leases.iter().filter(|(_, lease)| lease.attached && !lease.spare)
+    }
+
+    /// Whether a container is attached, or a microVM waits to be one, as far as the file says.
     pub fn is_up(&self) -> bool {
         self.leases.values().any(|lease| lease.attached)
     }

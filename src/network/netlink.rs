@@ -42,7 +42,7 @@ pub struct Route {
     pub link: Option<u32>,
 }
 
-/// What is to become of an interface; what is `None` stays as it is.
+/// What is to become of an interface, which comes up; what is `None` stays as it is.
 #[derive(Clone, Debug, Default)]
 pub struct Change {
     /// Largest packet, in bytes.
@@ -53,6 +53,8 @@ pub struct Change {
     pub mac: Option<[u8; 6]>,
     /// A text that `ip link` shows.
     pub alias: Option<String>,
+    /// It goes down instead.
+    pub down: bool,
 }
 
 /// A connection to the kernel, in the network namespace of the thread that opened it.
@@ -122,13 +124,13 @@ impl Netlink {
         self.ask(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
     }
 
-    /// Changes an interface, and brings it up.
+    /// Changes an interface.
     ///
     /// # Errors
     /// The kernel's.
     pub fn change(&mut self, index: u32, change: &Change) -> io::Result<()> {
         let mut message = link(index);
-        message.header.flags = LinkFlags::Up;
+        message.header.flags = if change.down { LinkFlags::empty() } else { LinkFlags::Up };
         message.header.change_mask = LinkFlags::Up;
         message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
         message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.to_vec())));

@@ -16,6 +16,7 @@ fn network(name: &str, subnet: &str, internal: bool) -> Network {
         ipv6: None,
         tap: format!("tap-{name}"),
         pair: false,
+        spare: false,
         attached: true,
         since: 0,
         ports: Vec::new(),

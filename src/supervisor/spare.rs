@@ -39,6 +39,7 @@ use super::containers::{Container, remove_sockets, run_directory};
 use super::monitor::check_owner;
 use super::record::Config;
 use crate::failure::Failure;
+use crate::network::{self, Attachment};
 use crate::sandbox::{self, Devices, MicroVm, Prepared, Shape, image_template};
 use crate::vmm::clock::{monotonic_ns, realtime_ns};
 use crate::{file_lock, milestones};
@@ -68,6 +69,8 @@ pub struct Order {
     rootfs: PathBuf,
     prepared: Prepared,
     template: PathBuf,
+    /// The network that it is in, by name.
+    network: Option<String>,
 }
 
 /// A spare as people see it.
@@ -75,6 +78,8 @@ pub struct Order {
 pub struct Waiting {
     /// Name of the template of which its VM is a clone.
     pub template: String,
+    /// The network that it is in, by name.
+    pub network: Option<String>,
     /// Whether the VM has come as far as it can.
     pub ready: bool,
 }
@@ -82,21 +87,28 @@ pub struct Waiting {
 /// What a caller says.
 #[derive(Debug, Serialize, Deserialize)]
 struct Call {
-    container: PathBuf,
+    /// `None` has it end.
+    container: Option<PathBuf>,
     milestones: Option<PathBuf>,
 }
 
 /// Where a spare for such a container would be, if the caller were to start its monitor; `None` where there are none of
 /// its kind.
 pub fn place(config: &Config) -> Option<PathBuf> {
-    let plain = config.remove && config.network.is_none() && config.mounts.is_empty() && config.storage_size.is_none();
+    // Addresses are leased ahead, in networks that are bridges.
+    let connectable = config
+        .network
+        .as_ref()
+        .is_none_or(|network| network.address.is_none() && network.mac.is_none() && network::may_create());
+    let plain = config.remove && connectable && config.mounts.is_empty() && config.storage_size.is_none();
     let clone = !config.isolation.is_container() && !config.cold && config.from.is_none();
     if !plain || !clone || env::var_os(VARIABLE).is_some_and(|value| value == "0") {
         return None;
     }
     let around = &config.surroundings;
     let program = config.process.arguments.first();
-    let kind = json!([config.image.manifest, config.shape, program, around.capabilities, around.pids_limit]);
+    let network = config.network.as_ref().map(|network| &network.name);
+    let kind = json!([config.image.manifest, config.shape, program, around.capabilities, around.pids_limit, network]);
     let mut hash = Sha256::new_with_prefix(kind.to_string());
     inherited(&mut |bytes: &[u8]| {
         hash.update(bytes.len().to_le_bytes());
@@ -150,7 +162,7 @@ pub fn call(place: &Path, container: &Container) -> Option<UnixStream> {
     check_owner(place.parent()?).and_then(|()| check_owner(place)).ok()?;
     let mut stream = UnixStream::connect(place.join(CALL)).ok()?;
     let milestones = env::var_os(milestones::VARIABLE).map(PathBuf::from);
-    let call = Call { container: container.directory().to_owned(), milestones };
+    let call = Call { container: Some(container.directory().to_owned()), milestones };
     let answered = serde_json::to_vec(&call).map_err(io::Error::from).and_then(|mut line| {
         line.push(b'\n');
         stream.write_all(&line)?;
@@ -158,6 +170,25 @@ pub fn call(place: &Path, container: &Container) -> Option<UnixStream> {
     });
     // Another caller was first, or it has ended.
     answered.ok().map(|()| stream)
+}
+
+/// Has those that wait in a network of these end, and waits for that.
+pub fn dismiss(is_of: impl Fn(&str) -> bool) {
+    for (place, Waiting { network, .. }) in waiting() {
+        if !network.as_deref().is_some_and(&is_of) {
+            continue;
+        }
+        let end = || -> io::Result<()> {
+            let lock = File::open(&place)?;
+            let mut stream = UnixStream::connect(place.join(CALL))?;
+            let mut line = serde_json::to_vec(&Call { container: None, milestones: None })?;
+            line.push(b'\n');
+            stream.write_all(&line)?;
+            file_lock::take(&lock, FlockOperation::LockExclusive).map(drop)
+        };
+        // A container's meanwhile, or gone.
+        end().unwrap_or_else(|error| log::info!("{} is not called: {error}", place.display()));
+    }
 }
 
 /// The place of a spare that this process is to become. Callers may come already.
@@ -170,8 +201,14 @@ pub struct Offer {
 
 impl Order {
     /// One like this VM, which is of a template of its image.
-    pub fn like(vm: &MicroVm, shape: Shape, rootfs: &Path, prepared: Prepared) -> Option<Self> {
-        Some(Self { shape, rootfs: rootfs.to_owned(), prepared, template: vm.template()?.to_owned() })
+    pub fn like(vm: &MicroVm, config: &Config, rootfs: &Path, prepared: Prepared) -> Option<Self> {
+        Some(Self {
+            shape: config.shape,
+            rootfs: rootfs.to_owned(),
+            prepared,
+            template: vm.template()?.to_owned(),
+            network: config.network.as_ref().map(|network| network.name.clone()),
+        })
     }
 
     /// Takes the place, where there is none already, and not too many elsewhere.
@@ -229,7 +266,8 @@ pub fn waiting() -> Vec<(PathBuf, Waiting)> {
                 let template = order.as_ref().and_then(|order| order.template.file_name());
                 let template = template.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 let ready = place.join(READY).exists();
-                all.push((place, Waiting { template, ready }));
+                let network = order.and_then(|order| order.network);
+                all.push((place, Waiting { template, network, ready }));
             }
             Err(error) => log::warn!("cannot look at {}: {error}", place.display()),
         }
@@ -280,7 +318,9 @@ pub struct Spare {
 
 /// A VM that is one of its own, and waits for its process.
 struct Ready {
+    // It ends before its network does.
     vm: MicroVm,
+    connected: Option<Attachment>,
     /// How far the host's clock was ahead of the time since it started.
     clock_ns: i64,
 }
@@ -313,14 +353,17 @@ pub fn wait(place: &Path, lock: i32, listener: i32) -> Result<Option<(PathBuf, O
         vm: making.join().ok().flatten(),
     };
     match called {
-        Some((Call { container, milestones }, client)) => {
+        Some((Call { container: Some(container), milestones }, client)) => {
             milestones::follow(milestones.as_deref());
             follow_log(&container);
             Ok(Some((container, client.into(), spare(making))))
         }
-        None => {
-            drop(spare(making));
+        ended => {
+            // Who has it end waits for its lock.
+            let Spare { vm, _lock, .. } = spare(making);
+            drop(vm);
             remove_sockets(place);
+            drop((_lock, ended));
             Ok(None)
         }
     }
@@ -362,18 +405,37 @@ fn follow_log(container: &Path) {
 impl Order {
     fn make(&self, place: &Path) -> Option<Ready> {
         let (vsock, control) = (sandbox::vsock(place), sandbox::control(place));
-        let devices = Devices { rootfs: self.rootfs.clone(), vsock, control, ..Devices::default() };
-        let made = MicroVm::with_container(self.shape, &devices, &self.prepared).and_then(|vm| {
+        let made = self.connect(place).and_then(|connected| {
+            let nets = connected.iter().map(Attachment::config).collect();
+            let devices = Devices { rootfs: self.rootfs.clone(), nets, vsock, control, ..Devices::default() };
+            let vm = MicroVm::with_container(self.shape, &devices, &self.prepared)?;
             vm.map(|vm| {
                 let clock_ns = clock_ns();
                 let vm = vm.rouse()?;
                 // For those who look: it is used all the same.
                 let _ = fs::write(place.join(READY), "");
-                Ok(Ready { vm, clock_ns })
+                Ok(Ready { vm, connected, clock_ns })
             })
             .transpose()
         });
         made.inspect_err(|failure| log::warn!("{failure}")).ok().flatten()
+    }
+
+    /// Its lease is in a name of its own: the next one at this place may have one before this one's container has ended.
+    fn connect(&self, place: &Path) -> Result<Option<Attachment>, Failure> {
+        let Some(network) = &self.network else { return Ok(None) };
+        let place = place.file_name().unwrap_or_default().to_string_lossy();
+        network::attach(&network::Request {
+            network: network.clone(),
+            container: format!("{place}-{:x}", monotonic_ns()),
+            names: Vec::new(),
+            address: None,
+            mac: None,
+            ports: Vec::new(),
+            namespace: None,
+            spare: true,
+        })
+        .map(Some)
     }
 }
 
@@ -402,10 +464,23 @@ impl Spare {
         Ok(())
     }
 
+    /// What its VM is connected to.
+    pub fn take_connection(&mut self) -> Option<Attachment> {
+        self.vm.as_mut()?.connected.take()
+    }
+
+    /// Ends its VM, whose sockets are in the way of another's.
+    pub fn give_up(self, vsock: &Path, control: &Path) {
+        drop(self.vm);
+        for socket in [vsock, control] {
+            let _ = fs::remove_file(socket);
+        }
+    }
+
     /// Its VM, where it is what a new one would be: of the template that would be found now, and with a clock that is
     /// right.
-    pub fn vm(self, shape: Shape, devices: &Devices, prepared: &Prepared) -> Option<MicroVm> {
-        let Ready { vm, clock_ns: then } = self.vm?;
+    pub fn vm(mut self, shape: Shape, devices: &Devices, prepared: &Prepared) -> Option<MicroVm> {
+        let Ready { vm, connected: _, clock_ns: then } = self.vm.take()?;
         let found = image_template::find(shape, devices, prepared).ok().flatten();
         let right = clock_ns().abs_diff(then) < CLOCK_SET_NS.unsigned_abs();
         if right && found.is_some() && found.as_deref() == vm.template() && vm.is_alive() {
@@ -413,10 +488,7 @@ impl Spare {
         }
         log::info!("the microVM that waited is not the right one");
         drop(vm);
-        // In the way of the one that is to come.
-        for socket in [&devices.vsock, &devices.control] {
-            let _ = fs::remove_file(socket);
-        }
+        self.give_up(&devices.vsock, &devices.control);
         None
     }
 }

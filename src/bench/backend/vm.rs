@@ -58,6 +58,7 @@ fn address() -> Result<Ipv4Addr, Failure> {
         mac: None,
         ports: Vec::new(),
         namespace: None,
+        spare: false,
     };
     let attachment = network::attach(&request)?;
     let found = attachment.addresses.iter().find_map(|address| match address {

@@ -102,6 +102,7 @@ fn ip(arguments: &str) {
 
 fn request(network: &str, name: &str, ports: &[&str]) -> Request {
     Request {
+        spare: false,
         network: network.to_owned(),
         container: format!("{name}-id"),
         names: vec![name.to_owned()],

@@ -219,7 +219,7 @@ impl Monitor {
         let (content, rootfs) = snapshot::rootfs(config)?;
         let origin = config.from.as_ref().filter(|_| first);
         let origin = origin.map(|origin| Snapshotted::find(&self.container, origin, &rootfs, &what)).transpose()?;
-        let connected = config.network.as_ref().map(|network| attach(config, network)).transpose()?;
+        let connected = config.network.as_ref().map(|network| self.connect(network)).transpose()?;
         state.ports = connected.iter().flat_map(|connected| connected.ports.clone()).collect();
         state.addresses = connected.iter().flat_map(|connected| connected.addresses.clone()).collect();
         let shared = shares::Shares::find(&self.container, first)?;
@@ -248,7 +248,7 @@ impl Monitor {
                             None => MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?,
                         };
                         if let Some(prepared) = prepared {
-                            match Order::like(&vm, config.shape, &devices.rootfs, prepared.clone()) {
+                            match Order::like(&vm, config, &devices.rootfs, prepared.clone()) {
                                 None => to_make = Some((devices, prepared)),
                                 order => *self.order.lock().expect("no thread panics while it holds this") = order,
                             }
@@ -293,6 +293,24 @@ impl Monitor {
         Ok(Started { sandbox, process, connected, serving })
     }
 
+    /// What the VM that has waited is connected to, or a connection of its own.
+    fn connect(&self, network: &NetworkUse) -> Result<Attachment, Failure> {
+        let config = &self.container.config;
+        let mut spare = self.spare.lock().expect("no thread panics while it holds this");
+        if let Some(waiting) = spare.as_mut().and_then(Spare::take_connection) {
+            match waiting.hand_over(&request(config, network, None)) {
+                Ok(connected) => return Ok(connected),
+                Err(failure) => log::info!("the microVM that waited is not used: {failure}"),
+            }
+        }
+        // It is connected to nothing any more; the sockets make way for those of another.
+        if let Some(unfit) = spare.take() {
+            unfit.give_up(&self.vsock, &self.control);
+        }
+        drop(spare);
+        attach(config, network)
+    }
+
     /// The VM that has waited, where it is the right one.
     fn spare_vm(&self, devices: &Devices, prepared: Option<&Prepared>) -> Option<MicroVm> {
         let spare = self.spare.lock().expect("no thread panics while it holds this").take()?;
@@ -322,7 +340,10 @@ impl Monitor {
         *remains = sandbox.stop().filter(|_| self.container.config.remove && serving.is_empty());
         drop(serving);
         // Ports are free again before anybody hears of the end.
-        drop(connected);
+        if let Some(connected) = connected {
+            let left = if self.container.config.remove { connected.forget() } else { connected.detach() };
+            left.unwrap_or_else(|failure| log::warn!("{failure}"));
+        }
         ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
     }
 
@@ -478,9 +499,13 @@ struct Started {
 }
 
 pub(super) fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment, Failure> {
-    let short = config.id.chars().take(12).collect();
     let namespace = config.isolation.is_container().then(NetworkNamespace::new).transpose()?;
-    network::attach(&network::Request {
+    network::attach(&request(config, network, namespace))
+}
+
+fn request(config: &Config, network: &NetworkUse, namespace: Option<NetworkNamespace>) -> network::Request {
+    let short = config.id.chars().take(12).collect();
+    network::Request {
         network: network.name.clone(),
         container: config.id.clone(),
         names: std::iter::once(&config.name).chain(&network.aliases).cloned().chain([short]).collect(),
@@ -488,7 +513,8 @@ pub(super) fn attach(config: &Config, network: &NetworkUse) -> Result<Attachment
         mac: network.mac,
         ports: network.ports.clone(),
         namespace,
-    })
+        spare: false,
+    }
 }
 
 /// A directory for sockets: where a VM has waited, that of its own.
