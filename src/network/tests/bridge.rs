@@ -57,6 +57,39 @@ fn addresses_follow_from_the_network_and_stay() {
 }
 
 #[test]
+fn what_a_spare_has_becomes_a_containers_or_nobodys() {
+    on_a_host("bridge::what_a_spare_has_becomes_a_containers_or_nobodys", |store| {
+        manage::create(store, &new("blue")).unwrap();
+        let leased = || {
+            let networks = manage::list(store).unwrap();
+            let blue = networks.into_iter().find(|network| network.name == "blue").unwrap();
+            blue.leases.into_keys().collect::<Vec<_>>()
+        };
+        let spare = || attach_in(store, &Request { names: Vec::new(), spare: true, ..request("blue", "s", &[]) });
+        let waiting = spare().unwrap();
+        let (mac, backend) = (waiting.mac, waiting.backend.clone());
+        assert!(!output("ip", &["-o", "link", "show", "type", "tun"]).contains("master"));
+        let container = waiting.hand_over(&request("blue", "a", &[])).unwrap();
+        assert_eq!((container.mac, &container.backend), (mac, &backend));
+        assert!(output("ip", &["-o", "link", "show", "type", "tun"]).contains("master"));
+        assert_eq!(leased(), ["a-id"]);
+        let next = spare().unwrap();
+        assert_ne!((next.mac, &next.backend), (mac, &backend));
+        container.forget().unwrap();
+        assert_eq!(leased(), ["s-id"]);
+        drop(next);
+        assert!(leased().is_empty());
+        // It hinders nobody who removes its network, and is of no use then.
+        let late = spare().unwrap();
+        manage::remove(store, "blue").unwrap();
+        assert_eq!(output("ip", &["-o", "link", "show", "type", "tun"]), "");
+        manage::create(store, &new("blue")).unwrap();
+        assert!(late.hand_over(&request("blue", "b", &[])).is_err());
+        assert!(leased().is_empty());
+    });
+}
+
+#[test]
 fn networks_are_apart_and_an_internal_one_has_no_way_out() {
     on_a_host("bridge::networks_are_apart_and_an_internal_one_has_no_way_out", |store| {
         let world = outside();
