@@ -139,18 +139,19 @@ impl Attachment {
     /// # Errors
     /// The network's file cannot be written, or the kernel refuses; the next command tries again.
     pub fn detach(mut self) -> Result<(), Failure> {
-        self.end(true)
+        self.end(true, false)
     }
 
-    /// As [`Attachment::detach`], for a container that is no more: its addresses are not kept for it.
+    /// As [`Attachment::detach`], for a container that is no more: its addresses are not kept for it. With `later` its
+    /// interface and rules, at which nobody is any more, stay until [`reconcile`] or whoever is attached next.
     ///
     /// # Errors
     /// As [`Attachment::detach`].
-    pub fn forget(mut self) -> Result<(), Failure> {
-        self.end(false)
+    pub fn forget(mut self, later: bool) -> Result<(), Failure> {
+        self.end(false, later)
     }
 
-    fn end(&mut self, keep: bool) -> Result<(), Failure> {
+    fn end(&mut self, keep: bool, later: bool) -> Result<(), Failure> {
         self.proxy = None;
         self.names = None;
         self.passt = None;
@@ -160,7 +161,7 @@ impl Attachment {
         let left = leave(&locked, &mut networks, &self.container, Some(&self.network));
         let ended = locked.end_life(&self.container, &self.network);
         drop(life);
-        left.and(ended).and_then(|()| host::fit(&locked, &networks))?;
+        left.and(ended).and_then(|()| if later { Ok(()) } else { host::fit(&locked, &networks) })?;
         // The interface has gone with its name still known.
         if keep { Ok(()) } else { forget_lease(&locked, &mut networks, &self.container) }
     }
@@ -168,7 +169,7 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Err(failure) = self.end(true) {
+        if let Err(failure) = self.end(true, false) {
             log::warn!("{failure}");
         }
     }

@@ -75,7 +75,9 @@ fn what_a_spare_has_becomes_a_containers_or_nobodys() {
         assert_eq!(leased(), ["a-id"]);
         let next = spare().unwrap();
         assert_ne!((next.mac, &next.backend), (mac, &backend));
-        container.forget().unwrap();
+        container.forget(true).unwrap();
+        super::super::reconcile_in(store).unwrap();
+        assert_eq!(output("ip", &["-o", "link", "show", "type", "tun"]).lines().count(), 1);
         assert_eq!(leased(), ["s-id"]);
         drop(next);
         assert!(leased().is_empty());

@@ -194,7 +194,11 @@ impl Monitor {
         // Who hears of the end may start it again at once, or another like it: where that is to call is there by then.
         drop(held);
         let order = self.order.lock().expect("no thread panics while it holds this").take();
+        let later = order.is_some() && self.container.config.network.is_some();
         let offer = order.filter(|_| outcome.is_ok()).zip(place).and_then(|(order, place)| order.offer(&place));
+        if later && offer.is_none() {
+            network::reconcile().unwrap_or_else(|failure| log::warn!("{failure}"));
+        }
         self.end(reply);
         drop(remains);
         let maker = self.maker.lock().expect("no thread panics while it holds this").take();
@@ -341,7 +345,9 @@ impl Monitor {
         drop(serving);
         // Ports are free again before anybody hears of the end.
         if let Some(connected) = connected {
-            let left = if self.container.config.remove { connected.forget() } else { connected.detach() };
+            // A spare that is left makes the host fit its own network, after the caller has gone: see `live`.
+            let later = self.order.lock().expect("no thread panics while it holds this").is_some();
+            let left = if self.container.config.remove { connected.forget(later) } else { connected.detach() };
             left.unwrap_or_else(|failure| log::warn!("{failure}"));
         }
         ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })
