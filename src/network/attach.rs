@@ -16,7 +16,7 @@ use super::ports::{self, Listener, Proxy, Publish, Published};
 use super::store::{Locked, Store};
 use super::{host, ipam, manage, passt};
 use crate::failure::Failure;
-use crate::vmm::devices::virtio::net::{FRAME_STREAM_MTU, MacAddress, NetBackend, NetConfig};
+use crate::vmm::devices::virtio::net::{FRAME_STREAM_MTU, MacAddress, NetBackend, NetConfig, Tap};
 
 /// A container that is to be attached to a network.
 #[derive(Clone, Debug)]
@@ -61,6 +61,8 @@ pub struct Attachment {
     container: String,
     network: String,
     namespace: Option<NetworkNamespace>,
+    /// The number of its TAP.
+    tap_index: Option<u32>,
     store: Store,
     // The order is that in which they end: nothing comes in any more before the network goes.
     proxy: Option<Proxy>,
@@ -99,6 +101,7 @@ impl Attachment {
         // As in `attach_in`.
         drop(locked);
         let (address, gateway) = taken?;
+        self.search = Resolvers::read().search;
         self.serve(listeners, address, gateway)?;
         Ok(self)
     }
@@ -108,8 +111,11 @@ impl Attachment {
         let mut networks = settled(locked)?;
         let at = manage::position(&networks, &request.network, what)?;
         let network = networks.get_mut(at).filter(|network| network.name == self.network).ok_or_else(changed)?;
+        ensure_free_subnet(network, what)?;
         let lease = network.leases.get(&self.container).ok_or_else(changed)?;
+        // One of that name that was made anew is not what the VM has open.
         let same = lease.attached
+            && Tap::index(&lease.tap) == self.tap_index
             && lease.mac == self.mac
             && network.addresses(lease) == self.addresses
             && network.mtu == self.mtu
@@ -130,8 +136,9 @@ impl Attachment {
         network.leases.insert(request.container.clone(), lease.clone());
         locked.save(network)?;
         locked.end_life(&spare, &self.network)?;
-        host::let_in(locked, network, &lease)?;
-        Ok((lease.ipv4, network.ipv4.gateway))
+        let gateway = network.ipv4.gateway;
+        host::fit(locked, &networks)?;
+        Ok((lease.ipv4, gateway))
     }
 
     /// Ends it, and says what did not work.
@@ -139,37 +146,39 @@ impl Attachment {
     /// # Errors
     /// The network's file cannot be written, or the kernel refuses; the next command tries again.
     pub fn detach(mut self) -> Result<(), Failure> {
-        self.end(true, false)
+        self.end(true)
     }
 
-    /// As [`Attachment::detach`], for a container that is no more: its addresses are not kept for it. With `later` its
-    /// interface and rules, at which nobody is any more, stay until [`reconcile`] or whoever is attached next.
+    /// As [`Attachment::detach`], for a container that is no more: its addresses are not kept for it. Its interface and
+    /// rules, at which nobody is any more, stay until [`reconcile`], or whoever is attached next.
     ///
     /// # Errors
     /// As [`Attachment::detach`].
-    pub fn forget(mut self, later: bool) -> Result<(), Failure> {
-        self.end(false, later)
+    pub fn forget(mut self) -> Result<(), Failure> {
+        self.end(false)
     }
 
-    fn end(&mut self, keep: bool, later: bool) -> Result<(), Failure> {
+    fn end(&mut self, keep: bool) -> Result<(), Failure> {
         self.proxy = None;
         self.names = None;
         self.passt = None;
         let Some(life) = self.life.take() else { return Ok(()) };
         let locked = self.store.lock()?;
         let mut networks = locked.store().list()?;
-        let left = leave(&locked, &mut networks, &self.container, Some(&self.network));
+        let left = match keep {
+            true => leave(&locked, &mut networks, &self.container, Some(&self.network)),
+            false => forget_lease(&locked, &mut networks, &self.container),
+        };
         let ended = locked.end_life(&self.container, &self.network);
         drop(life);
-        left.and(ended).and_then(|()| if later { Ok(()) } else { host::fit(&locked, &networks) })?;
-        // The interface has gone with its name still known.
-        if keep { Ok(()) } else { forget_lease(&locked, &mut networks, &self.container) }
+        left.and(ended)?;
+        if keep { host::fit(&locked, &networks) } else { Ok(()) }
     }
 }
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        if let Err(failure) = self.end(true, false) {
+        if let Err(failure) = self.end(true) {
             log::warn!("{failure}");
         }
     }
@@ -221,6 +230,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
         container: request.container.clone(),
         network: name,
         namespace: request.namespace.clone(),
+        tap_index: None,
         store: store.clone(),
         proxy: None,
         names: None,
@@ -230,6 +240,7 @@ pub fn attach_in(store: &Store, request: &Request) -> Result<Attachment, Failure
     let gateway = network.ipv4.gateway;
     let pair = request.namespace.as_ref().map_or(Ok(()), |namespace| host::make_pair(&lease, namespace));
     let made = pair.and_then(|()| host::fit(&locked, &networks));
+    attachment.tap_index = Tap::index(&lease.tap);
     // What comes next does not change what others see; and dropping the attachment takes the lock.
     drop(locked);
     made?;
@@ -282,6 +293,7 @@ fn attach_alone(store: &Store, request: &Request, listeners: Vec<Listener>, what
         container: request.container.clone(),
         network: DEFAULT.to_owned(),
         namespace: None,
+        tap_index: None,
         store: store.clone(),
         proxy: None,
         names: None,
@@ -454,7 +466,7 @@ fn leave(locked: &Locked, networks: &mut [Network], container: &str, only: Optio
 fn retire(network: &mut Network, container: &str) -> Result<(), Failure> {
     // Nobody comes back for what a spare had.
     if let Some(lease) = network.leases.get(container).filter(|lease| lease.spare) {
-        host::take_away(lease)?;
+        host::take_away(&lease.tap)?;
         network.leases.remove(container);
     }
     if let Some(lease) = network.leases.get_mut(container) {
@@ -481,9 +493,9 @@ fn lease(network: &mut Network, request: &Request, ports: &[Published], what: &s
     Ok(Lease { names, mac, ipv4, ipv6, tap, pair, spare, attached: true, since: now(), ports })
 }
 
-/// A network that goes up must not take addresses that this host reaches elsewhere.
+/// A network that goes up must not take addresses that this host reaches elsewhere. One with spares alone is about to.
 fn ensure_free_subnet(network: &mut Network, what: &str) -> Result<(), Failure> {
-    if network.is_up() {
+    if network.containers().next().is_some() {
         return Ok(());
     }
     let routed = host::routed(Some(&network.bridge))?;
@@ -501,7 +513,8 @@ fn ensure_free_subnet(network: &mut Network, what: &str) -> Result<(), Failure> 
     network.ipv4.gateway = ipam::first_host(subnet);
     network.ipv4.subnet = subnet;
     network.leases.clear();
-    Ok(())
+    // That of spares has the old addresses.
+    host::take_away(&network.bridge)
 }
 
 /// Whether this can be part of a file's name, beside a network's.

@@ -97,13 +97,8 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
         remove(&mut netlink, link)?;
     }
     // Rules come before the guests that they are for.
-    if up().next().is_some() {
-        locked.note_rules()?;
-        nft::apply(&nft::rules(&marks.table, networks), locked.file())?;
-    } else if locked.has_rules() {
-        nft::apply(&nft::rules(&marks.table, &[]), locked.file())?;
-        locked.forget_rules()?;
-    }
+    let is_there = |network: &Network| links.iter().any(|link| link.name == network.bridge);
+    fit_rules(locked, &nft::rules(&marks.table, networks), up().next().is_some(), up().all(is_there))?;
     for network in up() {
         let bridge = raise_bridge(&mut netlink, &marks, network, &links)?;
         for lease in network.leases.values().filter(|lease| lease.attached) {
@@ -119,26 +114,36 @@ pub fn fit(locked: &Locked, networks: &[Network]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lets the TAP of a microVM that has waited into its network. Rules have been made for it with the rest.
-///
-/// # Errors
-/// The kernel's, or its bridge has gone.
-pub fn let_in(locked: &Locked, network: &Network, lease: &Lease) -> Result<(), Failure> {
-    let mut netlink = Netlink::open().map_err(failed("opening rtnetlink"))?;
-    let links = netlink.links().map_err(failed("listing interfaces"))?;
-    let gone = || failed(&network.bridge)(io::ErrorKind::NotFound.into());
-    let bridge = links.iter().find(|link| link.name == network.bridge).ok_or_else(gone)?.index;
-    raise_tap(&mut netlink, &Marks::of(locked.store().root()), network, lease, bridge, &links)
+/// Gives the kernel these rules, unless they are there: to replace them takes longer than all else. `old` is whether the
+/// bridges are those of last time, and not of before the host was started.
+fn fit_rules(locked: &Locked, rules: &str, any: bool, old: bool) -> Result<(), Failure> {
+    let noted = locked.rules();
+    if !any && noted.is_none() {
+        return Ok(());
+    }
+    let generation = nft::generation().inspect_err(|error| log::debug!("no generation of rules: {error}")).ok();
+    let note = |generation: u32| format!("# {generation}\n{rules}");
+    if any && old && noted.is_some() && noted == generation.map(note) {
+        return Ok(());
+    }
+    locked.note_rules("")?;
+    nft::apply(rules, locked.file())?;
+    match generation {
+        _ if !any => locked.forget_rules(),
+        // If somebody else has changed some meanwhile, it is another.
+        Some(before) => locked.note_rules(&note(before.wrapping_add(1))),
+        None => Ok(()),
+    }
 }
 
-/// Takes away the interface of a lease that is about to be forgotten.
+/// Takes an interface away, if it is there.
 ///
 /// # Errors
 /// The kernel's.
-pub fn take_away(lease: &Lease) -> Result<(), Failure> {
+pub fn take_away(name: &str) -> Result<(), Failure> {
     let mut netlink = Netlink::open().map_err(failed("opening rtnetlink"))?;
     let links = netlink.links().map_err(failed("listing interfaces"))?;
-    links.iter().filter(|link| link.name == lease.tap).try_for_each(|link| remove(&mut netlink, link))
+    links.iter().filter(|link| link.name == name).try_for_each(|link| remove(&mut netlink, link))
 }
 
 /// Makes the pair of interfaces of a container without a VM, whose other end is in its namespace.

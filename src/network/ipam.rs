@@ -40,7 +40,7 @@ pub enum IpamError {
 }
 
 /// Finds the IPv4 address for `container`: the one that is wanted, or that it had, or the lowest that nobody has.
-/// Takes addresses that are only kept for others where there is no other way.
+/// Takes addresses that are only kept for others, or a spare's, where there is no other way.
 ///
 /// # Errors
 /// See [`IpamError`].
@@ -64,7 +64,8 @@ fn check(network: &Network, container: &str, address: Ipv4Addr) -> Result<Ipv4Ad
     if !is_assignable(network, address) {
         return Err(IpamError::Reserved(address, subnet));
     }
-    let other = network.leases.iter().find(|(id, lease)| lease.attached && *id != container && lease.ipv4 == address);
+    let other =
+        network.leases.iter().find(|(id, lease)| !lease.gives_way() && *id != container && lease.ipv4 == address);
     match other {
         Some((id, lease)) => Err(IpamError::Taken(address, lease.names.first().unwrap_or(id).clone())),
         None => Ok(address),
@@ -80,11 +81,11 @@ fn lowest(network: &mut Network) -> Result<Ipv4Addr, IpamError> {
         if let Some(address) = all(range).find(free) {
             return Ok(address);
         }
-        let kept = network.leases.values().filter(|lease| !lease.attached && range.contains(&lease.ipv4)).count();
+        let kept = network.leases.values().filter(|lease| lease.gives_way() && range.contains(&lease.ipv4)).count();
         if kept == 0 {
             return Err(IpamError::Full(range));
         }
-        forget_oldest(network, network.leases.values().filter(|lease| !lease.attached).count() - 1);
+        forget_oldest(network, network.leases.values().filter(|lease| lease.gives_way()).count() - 1);
     }
 }
 
@@ -100,9 +101,9 @@ fn is_assignable(network: &Network, address: Ipv4Addr) -> bool {
     subnet.contains(&address) && !edges && address != gateway && !v6_gateway
 }
 
-/// Drops what is kept for detached containers until only `keep` of it are left.
+/// Drops what is kept for detached containers, and spares, until only `keep` of it are left.
 fn forget_oldest(network: &mut Network, keep: usize) {
-    let mut kept: Vec<_> = network.leases.iter().filter(|(_, lease)| !lease.attached).collect();
+    let mut kept: Vec<_> = network.leases.iter().filter(|(_, lease)| lease.gives_way()).collect();
     if kept.len() <= keep {
         return;
     }

@@ -57,6 +57,11 @@ fn a_small_network_fills_up_and_takes_back_what_was_kept_longest() {
     assert_eq!(give(&mut network, "x", 9).unwrap().octets()[3], 3, "that of 1");
     assert!(!network.leases.contains_key("1"));
     assert_eq!(give(&mut network, "1", 9), Err(IpamError::Full(network.ipv4.subnet)));
+    network.leases.get_mut("0").unwrap().spare = true;
+    assert_eq!(give(&mut network, "1", 9).unwrap().octets()[3], 2, "nobody's yet");
+    assert!(assign(&mut network, "y", Some(Ipv4Addr::new(10, 0, 0, 2))).is_err());
+    network.leases.get_mut("1").unwrap().spare = true;
+    assert_eq!(assign(&mut network, "y", Some(Ipv4Addr::new(10, 0, 0, 2))), Ok(Ipv4Addr::new(10, 0, 0, 2)));
 }
 
 #[test]

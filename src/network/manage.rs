@@ -71,6 +71,10 @@ pub fn create(store: &Store, new: &New) -> Result<Network, Failure> {
             ));
         }
         refuse_in_use(&other, &what)?;
+        if other.is_up() {
+            // The bridge of a microVM that waits, and its addresses.
+            host::fit(&locked, &others)?;
+        }
     }
     let mut network = build(new, &others, &what)?;
     if network.name == DEFAULT {
@@ -226,12 +230,19 @@ pub(super) fn ensure_default(locked: &Locked, networks: &mut Vec<Network>) -> Re
     Ok(())
 }
 
-/// All networks, without containers that are dead.
+/// All networks, without containers that are dead, of which nothing is left on the host either.
 ///
 /// # Errors
 /// A file cannot be read or written.
 pub fn list(store: &Store) -> Result<Vec<Network>, Failure> {
-    settled(&store.lock()?)
+    let locked = store.lock()?;
+    let networks = settled(&locked)?;
+    if host::may_change()
+        && let Err(failure) = host::fit(&locked, &networks)
+    {
+        log::warn!("{failure}");
+    }
+    Ok(networks)
 }
 
 /// The network with this name, or with an ID that begins so.

@@ -92,6 +92,13 @@ pub struct Lease {
     pub ports: Vec<Published>,
 }
 
+impl Lease {
+    /// Whether another container may have its addresses, where there is no other way.
+    pub fn gives_way(&self) -> bool {
+        !self.attached || self.spare
+    }
+}
+
 impl Network {
     /// The containers that are attached, as far as the file says: by their IDs.
     pub fn containers(&self) -> impl Iterator<Item = (&String, &Lease)> {

@@ -10,11 +10,18 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 
+use netlink_packet_core::NLM_F_REQUEST;
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
+
 use super::model::Network;
 use crate::failure::Failure;
 
 /// Where Debian has it, for users whose `PATH` has no directories of administrators.
 const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+
+/// nfnetlink's types of messages: nftables (10), and its NFT_MSG_NEWGEN and NFT_MSG_GETGEN.
+const GENERATION: u16 = 10 << 8 | 15;
+const GET_GENERATION: u16 = 10 << 8 | 16;
 
 /// The rules for the networks that are up, for `nft -f`. With none, both tables go.
 pub fn rules(table: &str, networks: &[Network]) -> String {
@@ -66,7 +73,11 @@ fn inet(text: &mut String, table: &str, up: &[&Network]) {
 }
 
 fn bridge(text: &mut String, table: &str, up: &[&Network]) {
-    let leases = || up.iter().flat_map(|network| network.leases.values()).filter(|lease| lease.attached);
+    let mut leases: Vec<_> =
+        up.iter().flat_map(|network| network.leases.values()).filter(|lease| lease.attached).collect();
+    // Whoever a lease is for, the rules are the same.
+    leases.sort_by_key(|lease| &lease.tap);
+    let leases = || leases.iter();
     let taps = list(leases().map(|lease| format!("\"{}\"", lease.tap)));
     let cards = list(leases().map(|lease| format!("\"{}\" . {}", lease.tap, lease.mac)));
     let sources = list(leases().map(|lease| format!("\"{}\" . {}", lease.tap, lease.ipv4)));
@@ -93,6 +104,24 @@ fn list(items: impl Iterator<Item = String>) -> String {
 
 fn family(is_ipv4: bool) -> &'static str {
     if is_ipv4 { "ip" } else { "ip6" }
+}
+
+/// How often the rules of this network namespace have been changed, by anybody.
+///
+/// # Errors
+/// The kernel's.
+pub fn generation() -> io::Result<u32> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    // A header (netlink(7)) of length, type, flags, sequence number and port; and one of nfnetlink, which is all zeroes.
+    let request = [&20_u32.to_ne_bytes()[..], &GET_GENERATION.to_ne_bytes(), &NLM_F_REQUEST.to_ne_bytes(), &[0; 12]];
+    socket.send(&request.concat(), 0)?;
+    let (reply, _) = socket.recv_from_full()?;
+    // An error is shorter; the first attribute is the number (NFTA_GEN_ID), in network order.
+    let number = reply.get(24..28).filter(|_| reply.get(4..6) == Some(&GENERATION.to_ne_bytes()));
+    let number = number.and_then(|bytes| bytes.try_into().ok()).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(u32::from_be_bytes(number))
 }
 
 /// Hands rules to the kernel, all or none of them. `nft` holds `lock` too: where this process is killed, it may still be

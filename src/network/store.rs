@@ -5,7 +5,7 @@
 //! networks/NAME.json         a network, with who has which address; replaced as a whole
 //! networks/live/ID@NAME      locked (`flock`) by the monitor of container ID for as long as it is attached
 //! networks/live/ID.passt     the socket of its passt, where it has one (ID is cut to 12 digits)
-//! networks/rules             there while the kernel has rules for these networks
+//! networks/rules             there while the kernel has rules for these networks: which, and at which count of changes
 //! networks/lock              held while any of it changes, and while the host's interfaces and rules are made to fit
 //! ```
 //!
@@ -193,18 +193,20 @@ impl Locked<'_> {
         Ok(())
     }
 
-    /// Notes that the kernel has rules of this store, before it gets them.
+    /// Notes which rules of this store the kernel has; before it gets them, that it may have some.
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn note_rules(&self) -> Result<(), Failure> {
-        let path = self.rules();
-        open(&path).map(|_| ()).map_err(at(&path))
+    pub fn note_rules(&self, which: &str) -> Result<(), Failure> {
+        let path = self.rules_path();
+        fs::write(&path, which).map_err(at(&path))
     }
 
-    /// Whether the kernel may have rules of this store.
-    pub fn has_rules(&self) -> bool {
-        self.rules().exists()
+    /// What was noted last; `None` where the kernel has no rules of this store.
+    pub fn rules(&self) -> Option<String> {
+        let path = self.rules_path();
+        // What cannot be read is no note, but there may be rules.
+        path.exists().then(|| fs::read_to_string(path).unwrap_or_default())
     }
 
     /// Notes that it has none any more.
@@ -212,10 +214,10 @@ impl Locked<'_> {
     /// # Errors
     /// The file cannot be removed.
     pub fn forget_rules(&self) -> Result<(), Failure> {
-        remove(&self.rules())
+        remove(&self.rules_path())
     }
 
-    fn rules(&self) -> PathBuf {
+    fn rules_path(&self) -> PathBuf {
         self.store.root.join("rules")
     }
 

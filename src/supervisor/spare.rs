@@ -201,13 +201,19 @@ pub struct Offer {
 
 impl Order {
     /// One like this VM, which is of a template of its image.
-    pub fn like(vm: &MicroVm, config: &Config, rootfs: &Path, prepared: Prepared) -> Option<Self> {
+    pub fn like(
+        vm: &MicroVm,
+        shape: Shape,
+        devices: &Devices,
+        prepared: Prepared,
+        network: Option<&str>,
+    ) -> Option<Self> {
         Some(Self {
-            shape: config.shape,
-            rootfs: rootfs.to_owned(),
+            shape,
+            rootfs: devices.rootfs.clone(),
             prepared,
             template: vm.template()?.to_owned(),
-            network: config.network.as_ref().map(|network| network.name.clone()),
+            network: network.map(str::to_owned),
         })
     }
 
@@ -288,6 +294,7 @@ impl Offer {
     pub fn become_spare(self) -> Result<(), Failure> {
         let failed = |error: io::Error| {
             remove_sockets(&self.place);
+            reconcile();
             Failure::new("cannot leave a microVM waiting", error, "--no-spare, or CORACLE_SPARES=0")
         };
         let program = env::current_exe().map_err(failed)?;
@@ -436,7 +443,13 @@ impl Order {
             spare: true,
         })
         .map(Some)
+        // It would have taken away what the container before has left.
+        .inspect_err(|_| reconcile())
     }
+}
+
+fn reconcile() {
+    network::reconcile().unwrap_or_else(|failure| log::warn!("{failure}"));
 }
 
 /// What the host's clock is set to, as against the time that has passed.

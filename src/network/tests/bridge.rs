@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who reaches whom.
 
-use super::super::manage;
+use super::super::{manage, nft};
 use super::*;
 
 #[test]
@@ -75,10 +75,9 @@ fn what_a_spare_has_becomes_a_containers_or_nobodys() {
         assert_eq!(leased(), ["a-id"]);
         let next = spare().unwrap();
         assert_ne!((next.mac, &next.backend), (mac, &backend));
-        container.forget(true).unwrap();
-        super::super::reconcile_in(store).unwrap();
+        container.forget().unwrap();
+        assert_eq!(leased(), ["s-id"], "its interface goes with the next command");
         assert_eq!(output("ip", &["-o", "link", "show", "type", "tun"]).lines().count(), 1);
-        assert_eq!(leased(), ["s-id"]);
         drop(next);
         assert!(leased().is_empty());
         // It hinders nobody who removes its network, and is of no use then.
@@ -88,6 +87,62 @@ fn what_a_spare_has_becomes_a_containers_or_nobodys() {
         manage::create(store, &new("blue")).unwrap();
         assert!(late.hand_over(&request("blue", "b", &[])).is_err());
         assert!(leased().is_empty());
+    });
+}
+
+#[test]
+fn a_spare_that_others_have_taken_from_is_mended_or_not_used() {
+    on_a_host("bridge::a_spare_that_others_have_taken_from_is_mended_or_not_used", |store| {
+        let spare =
+            || attach_in(store, &Request { names: Vec::new(), spare: true, ..request("bridge", "s", &[]) }).unwrap();
+        let hand_over = |waiting: Attachment| waiting.hand_over(&request("bridge", "a", &[]));
+        let rules = || output("nft", &["list", "ruleset"]);
+        let bridge = || manage::list(store).unwrap().remove(0).bridge;
+        let others = attach_in(store, &request("bridge", "z", &[])).unwrap();
+        // Nothing is: no rule needs to change.
+        let waiting = spare();
+        let before = nft::generation().unwrap();
+        let container = hand_over(waiting).unwrap();
+        assert_eq!(nft::generation().unwrap(), before);
+        drop((container, others));
+        // Rules and bridge.
+        let waiting = spare();
+        let before = rules();
+        ip(&format!("link del {}", bridge()));
+        output("nft", &["flush", "ruleset"]);
+        let container = hand_over(waiting).unwrap();
+        assert_eq!(rules(), before);
+        let ports = output("ip", &["-o", "link", "show", "master", &bridge()]);
+        assert_eq!(ports.lines().count(), 1);
+        drop(container);
+        // Its TAP, which whoever comes by makes anew.
+        let waiting = spare();
+        let NetBackend::Tap(tap) = &waiting.backend else { panic!("no TAP") };
+        ip(&format!("link del {tap}"));
+        super::super::reconcile_in(store).unwrap();
+        assert!(hand_over(waiting).is_err());
+        // Its address.
+        let waiting = spare();
+        let address = Some(v4(waiting.addresses[0].addr()));
+        let other = attach_in(store, &Request { address, ..request("bridge", "b", &[]) }).unwrap();
+        assert!(hand_over(waiting).is_err());
+        drop(other);
+        // Its subnet, to which the host has another way.
+        let waiting = spare();
+        let address = waiting.addresses[0];
+        ip(&format!("route add {}/32 dev lo", address.addr()));
+        assert!(hand_over(waiting).is_err());
+        let container = attach_in(store, &request("bridge", "a", &[])).unwrap();
+        assert!(!address.contains(&container.addresses[0].addr()));
+        let addresses = output("ip", &["-o", "-4", "addr", "show", "dev", &bridge()]);
+        assert_eq!(addresses.lines().count(), 1, "{addresses}");
+        drop(container);
+        ip(&format!("route del {}/32 dev lo", address.addr()));
+        // The default network itself.
+        let waiting = spare();
+        manage::create(store, &New { subnets: vec!["10.98.0.0/24".parse().unwrap()], ..new("bridge") }).unwrap();
+        assert!(output("ip", &["-o", "link", "show", "type", "bridge"]).is_empty());
+        assert!(hand_over(waiting).is_err());
     });
 }
 

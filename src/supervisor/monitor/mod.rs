@@ -194,9 +194,10 @@ impl Monitor {
         // Who hears of the end may start it again at once, or another like it: where that is to call is there by then.
         drop(held);
         let order = self.order.lock().expect("no thread panics while it holds this").take();
-        let later = order.is_some() && self.container.config.network.is_some();
-        let offer = order.filter(|_| outcome.is_ok()).zip(place).and_then(|(order, place)| order.offer(&place));
-        if later && offer.is_none() {
+        let fine = outcome.is_ok() && kept.is_ok();
+        let offer = order.filter(|_| fine).zip(place).and_then(|(order, place)| order.offer(&place));
+        // A spare takes away what is left at the host when it comes into the network, after the caller has gone.
+        if offer.is_none() && self.container.config.remove && self.container.config.network.is_some() {
             network::reconcile().unwrap_or_else(|failure| log::warn!("{failure}"));
         }
         self.end(reply);
@@ -252,7 +253,8 @@ impl Monitor {
                             None => MicroVm::start(config.shape, &devices, config.templates(), prepared.as_ref())?,
                         };
                         if let Some(prepared) = prepared {
-                            match Order::like(&vm, config, &devices.rootfs, prepared.clone()) {
+                            let network = connected.as_ref().map(Attachment::network);
+                            match Order::like(&vm, config.shape, &devices, prepared.clone(), network) {
                                 None => to_make = Some((devices, prepared)),
                                 order => *self.order.lock().expect("no thread panics while it holds this") = order,
                             }
@@ -343,11 +345,9 @@ impl Monitor {
         // Nobody waits for a VMM where no container is left that could start again, and no directory that it shared.
         *remains = sandbox.stop().filter(|_| self.container.config.remove && serving.is_empty());
         drop(serving);
-        // Ports are free again before anybody hears of the end.
+        // Ports and addresses are free again before anybody hears of the end.
         if let Some(connected) = connected {
-            // A spare that is left makes the host fit its own network, after the caller has gone: see `live`.
-            let later = self.order.lock().expect("no thread panics while it holds this").is_some();
-            let left = if self.container.config.remove { connected.forget(later) } else { connected.detach() };
+            let left = if self.container.config.remove { connected.forget() } else { connected.detach() };
             left.unwrap_or_else(|failure| log::warn!("{failure}"));
         }
         ended.map(|ended| Exit { status: ended.status(), out_of_memory: ended.oom })

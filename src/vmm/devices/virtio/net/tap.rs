@@ -182,6 +182,11 @@ impl Tap {
         control_socket().ok().and_then(|socket| mtu(&socket, name).ok()?)
     }
 
+    /// The number of the interface with this name, where there is one. No other has it, nor one made later.
+    pub fn index(name: &str) -> Option<u32> {
+        request(name).ok().and_then(|(_, name)| index_of(&name))
+    }
+
     /// Takes over a TAP that was attached elsewhere.
     ///
     /// # Errors
