@@ -156,7 +156,7 @@ impl Filter {
             Self::Driver(text) => text == "bridge",
             Self::Label(filter) => filter.fits(&network.labels),
             Self::NoLabel(filter) => !filter.fits(&network.labels),
-            Self::Dangling(wanted) => *wanted == (network.name != DEFAULT && !network.is_up()),
+            Self::Dangling(wanted) => *wanted == (network.name != DEFAULT && network.containers().next().is_none()),
             Self::Until(limit) => network.created.parse::<Timestamp>().is_ok_and(|created| created < *limit),
         }
     }
@@ -208,9 +208,9 @@ fn create(store: &Store, args: &CreateArgs) -> anyhow::Result<()> {
         labels: args.label.iter().cloned().collect(),
         options: args.option.iter().cloned().collect(),
     };
-    // The default one may be made anew.
-    spare::dismiss(|network| network == new.name);
     let network = network::create(store, &new)?;
+    // The default one may have been made anew.
+    spare::dismiss(|of| of == Some(&network.name));
     writeln!(io::stdout(), "{}", network.id)?;
     Ok(())
 }
@@ -331,12 +331,12 @@ fn rm(store: &Store, args: &RmArgs) -> anyhow::Result<ExitCode> {
         if args.force && network::find(&networks, name, "").is_err() {
             continue;
         }
-        if let Ok(found) = network::find(&networks, name, "") {
-            spare::dismiss(|network| network == found.name);
-        }
         match network::remove(store, name) {
-            // As it was spelled, which is what Docker prints.
-            Ok(_) => writeln!(io::stdout(), "{name}")?,
+            Ok(removed) => {
+                spare::dismiss(|of| of == Some(&removed.name));
+                // As it was spelled, which is what Docker prints.
+                writeln!(io::stdout(), "{name}")?;
+            }
             Err(problem) => {
                 error::report(&problem.into());
                 status = ExitCode::FAILURE;
@@ -351,8 +351,8 @@ fn prune(store: &Store, args: &PruneArgs) -> anyhow::Result<()> {
     if !args.force && !system::asked(what, "coracle network prune --force", all)? {
         return Ok(());
     }
-    spare::dismiss(|network| network != DEFAULT);
     let removed = network::prune(store, |network| args.filter.iter().all(|filter| filter.fits(network)))?;
+    spare::dismiss(|of| removed.iter().any(|removed| of == Some(&removed.name)));
     if removed.is_empty() {
         return Ok(());
     }

@@ -81,7 +81,7 @@ fn prune(args: &PruneArgs) -> anyhow::Result<()> {
     let (gone, freed) = rm::remove_stopped(&containers)?;
     bytes += freed;
     tell("Containers", &gone)?;
-    spare::dismiss(|network| network != network::DEFAULT);
+    spare::dismiss(|_| true);
     let gone = network::prune(&network::Store::open()?, |_| true)?;
     tell("Networks", &gone.into_iter().map(|removed| removed.name).collect::<Vec<_>>())?;
     if args.volumes {

@@ -46,10 +46,10 @@ use crate::{file_lock, milestones};
 
 /// The hidden verb that a spare runs under.
 pub const VERB: &str = "spare";
-/// Set to `0` in the environment, there are none.
+/// Set to a number in the environment, they wait for so many seconds; with 0 there are none.
 pub const VARIABLE: &str = "CORACLE_SPARES";
-/// How long a spare waits for its container.
-const WAITING: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
+/// How many seconds a spare waits for its container.
+const WAITING: u32 = 60;
 /// Most spares of a user: one more, and nobody becomes it.
 const MOST: usize = 4;
 /// This part of a host's memory has to be available where a spare is to be left.
@@ -102,7 +102,7 @@ pub fn place(config: &Config) -> Option<PathBuf> {
         .is_none_or(|network| network.address.is_none() && network.mac.is_none() && network::may_create());
     let plain = config.remove && connectable && config.mounts.is_empty() && config.storage_size.is_none();
     let clone = !config.isolation.is_container() && !config.cold && config.from.is_none();
-    if !plain || !clone || env::var_os(VARIABLE).is_some_and(|value| value == "0") {
+    if !plain || !clone || seconds() == 0 {
         return None;
     }
     let around = &config.surroundings;
@@ -117,6 +117,10 @@ pub fn place(config: &Config) -> Option<PathBuf> {
     .ok()?;
     let key: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Some(run_directory().join(format!("{PREFIX}{key}")))
+}
+
+fn seconds() -> u32 {
+    env::var(VARIABLE).ok().and_then(|value| value.parse().ok()).unwrap_or(WAITING)
 }
 
 /// What a monitor has from its caller: the program, the environment, and what proc(5) tells of a process.
@@ -172,22 +176,16 @@ pub fn call(place: &Path, container: &Container) -> Option<UnixStream> {
     answered.ok().map(|()| stream)
 }
 
-/// Has those that wait in a network of these end, and waits for that.
-pub fn dismiss(is_of: impl Fn(&str) -> bool) {
-    for (place, Waiting { network, .. }) in waiting() {
-        if !network.as_deref().is_some_and(&is_of) {
-            continue;
-        }
-        let end = || -> io::Result<()> {
-            let lock = File::open(&place)?;
-            let mut stream = UnixStream::connect(place.join(CALL))?;
+/// Tells those to end that wait in such a network. They are in nobody's way until they do.
+pub fn dismiss(is_such: impl Fn(Option<&String>) -> bool) {
+    for (place, _) in waiting().iter().filter(|(_, waiting)| is_such(waiting.network.as_ref())) {
+        let told = UnixStream::connect(place.join(CALL)).and_then(|mut stream| {
             let mut line = serde_json::to_vec(&Call { container: None, milestones: None })?;
             line.push(b'\n');
-            stream.write_all(&line)?;
-            file_lock::take(&lock, FlockOperation::LockExclusive).map(drop)
-        };
+            stream.write_all(&line)
+        });
         // A container's meanwhile, or gone.
-        end().unwrap_or_else(|error| log::info!("{} is not called: {error}", place.display()));
+        told.unwrap_or_else(|error| log::info!("{} is not told: {error}", place.display()));
     }
 }
 
@@ -365,12 +363,11 @@ pub fn wait(place: &Path, lock: i32, listener: i32) -> Result<Option<(PathBuf, O
             follow_log(&container);
             Ok(Some((container, client.into(), spare(making))))
         }
-        ended => {
-            // Who has it end waits for its lock.
+        _ => {
+            // Nobody else is to be in the place before it is empty.
             let Spare { vm, _lock, .. } = spare(making);
             drop(vm);
             remove_sockets(place);
-            drop((_lock, ended));
             Ok(None)
         }
     }
@@ -378,9 +375,10 @@ pub fn wait(place: &Path, lock: i32, listener: i32) -> Result<Option<(PathBuf, O
 
 /// The first who calls.
 fn called(listener: &UnixListener) -> Option<(Call, UnixStream)> {
+    let limit = Timespec { tv_sec: seconds().into(), tv_nsec: 0 };
     loop {
         let mut watched = [PollFd::new(listener, PollFlags::IN)];
-        match poll(&mut watched, Some(&WAITING)) {
+        match poll(&mut watched, Some(&limit)) {
             Err(rustix::io::Errno::INTR) => continue,
             Ok(1..) => {}
             Ok(0) | Err(_) => return None,
@@ -390,11 +388,11 @@ fn called(listener: &UnixListener) -> Option<(Call, UnixStream)> {
         let mut line = String::new();
         let limit = stream.set_read_timeout(Some(Duration::from_secs(5)));
         let read = limit.and_then(|()| BufReader::new(&stream).take(1 << 16).read_line(&mut line));
-        let call = read.ok().and_then(|_| serde_json::from_str(&line).ok());
+        let call: Option<Call> = read.ok().and_then(|_| serde_json::from_str(&line).ok());
         let ready = || stream.set_read_timeout(None).and_then(|()| stream.write_all(&[0]));
-        // One that says nothing, or has gone, is none.
+        // One that says nothing, or has gone, is none. Who has it end waits for no answer.
         if let Some(call) = call
-            && { ready }().is_ok()
+            && (call.container.is_none() || { ready }().is_ok())
         {
             return Some((call, stream));
         }
