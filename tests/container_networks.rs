@@ -3,11 +3,8 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
 use common::home::{Home, signal};
-use common::{eventually, host, run};
+use common::{eventually, fetch, host, run};
 
 /// Answers with its name on port 80.
 const SERVER: &str = "hostname > /index.html; exec httpd -f -p 80 -h /";
@@ -17,18 +14,6 @@ fn traces() -> (usize, usize) {
     let links = host("ip", &["-brief", "link"]);
     let rules = host("nft", &["list", "tables"]);
     (links.lines().filter(|line| line.starts_with("cor")).count(), rules.matches("coracle").count())
-}
-
-/// What an HTTP server says, once it answers.
-fn fetch(address: &str) -> String {
-    eventually(&format!("an answer from {address}"), || {
-        let mut stream = TcpStream::connect(address).ok()?;
-        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).ok()?;
-        answer.starts_with("HTTP/1.").then_some(())?;
-        answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
-    })
 }
 
 #[test]

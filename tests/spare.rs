@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-use common::eventually;
 use common::home::{Home, signal};
+use common::{eventually, fetch};
+use serde_json::Value;
 
 const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
 
@@ -45,6 +46,24 @@ impl User {
     fn places(&self) -> Vec<PathBuf> {
         let entries = self.0.path().join("run").read_dir().unwrap().map(|entry| entry.unwrap().path());
         entries.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("spare-")).collect()
+    }
+
+    /// Who has which addresses in a network.
+    fn leases(&self, network: &str) -> Value {
+        let text = fs::read(self.0.path().join(format!("data/networks/{network}.json"))).unwrap();
+        serde_json::from_slice::<Value>(&text).unwrap()["leases"].take()
+    }
+
+    /// Addresses of the one that waits in a network.
+    fn addresses(&self, network: &str) -> Vec<String> {
+        let leases = self.leases(network);
+        let spare = leases.as_object().unwrap().values().find(|lease| lease["spare"] == true).unwrap();
+        ["ipv4", "ipv6"].iter().filter_map(|name| spare[name].as_str()).map(str::to_owned).collect()
+    }
+
+    /// Waits until there is none.
+    fn gone(&self) {
+        eventually("none waits", || self.places().is_empty().then_some(()));
     }
 
     /// The only one, once it is ready: its process.
@@ -195,22 +214,23 @@ fn on_a_host(body: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// Says "there" if the gateway answers.
+const PING: &str = "ping -c 1 -w 30 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') >/dev/null && echo there";
+
 #[test]
 fn main_path_one_that_waits_in_a_network_is_heard_of_by_nobody() {
     on_a_host(|| {
         let user = User(Home::new());
         user.ok(&["template", "warm", "IMAGE", "sh"]);
-        let leased = || fs::read_to_string(user.0.path().join("data/networks/bridge.json")).unwrap();
+        let leased = || user.leases("bridge").to_string();
         let taps = || common::host("ip", &["-o", "link", "show", "type", "tun"]);
-        let script = "set -e; ip -4 -o addr show eth0; cat /sys/class/net/eth0/address; \
-                      ping -c 1 -w 9 $(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p') >/dev/null; echo there";
-        let run = || user.ok(&["run", "--rm", "IMAGE", "sh", "-c", script]);
+        let run = || user.ok(&["run", "--rm", "IMAGE", "sh", "-c", PING]);
         assert!(run().ends_with("there"));
         let waiting = user.ready();
         for _ in 0..2 {
             let tap = taps();
             assert!(tap.lines().count() == 1 && tap.contains("state DOWN") && !tap.contains("master"), "{tap}");
-            assert!(leased().contains("\"spare\": true"), "{}", leased());
+            assert!(leased().contains("\"spare\":true"), "{}", leased());
             let told = user.ok(&["network", "inspect", "bridge"]);
             assert!(!told.contains("spare-") && !told.contains("MacAddress"), "{told}");
             assert!(run().ends_with("there"));
@@ -223,18 +243,91 @@ fn main_path_one_that_waits_in_a_network_is_heard_of_by_nobody() {
             (!leased().contains("spare-")).then_some(())
         });
         assert_eq!(taps(), "");
-        // Of a network that goes, it goes first.
+        // It is in the way of nobody who removes its network, and goes with it.
         user.ok(&["network", "create", "other"]);
         let other = || user.ok(&["run", "--rm", "--network", "other", "IMAGE", "sh", "-c", "echo there"]);
-        assert_eq!(other(), "there");
-        user.ready();
-        user.ok(&["network", "rm", "other"]);
-        assert_eq!((user.places().len(), taps()), (0, String::new()));
-        user.ok(&["network", "create", "other"]);
-        assert_eq!(other(), "there");
-        user.ready();
-        user.ok(&["network", "prune", "--force"]);
-        assert_eq!((user.places().len(), taps()), (0, String::new()));
+        for remove in
+            [&["network", "rm", "other"][..], &["network", "prune", "--force"], &["system", "prune", "--force"]]
+        {
+            assert_eq!(other(), "there");
+            let waiting = user.ready();
+            user.ok(&["network", "prune", "--force", "--filter", "until=24h"]);
+            assert_eq!(user.ready(), waiting, "its network is kept");
+            user.ok(remove);
+            assert_eq!(taps(), "");
+            user.gone();
+            user.ok(&["network", "create", "other"]);
+        }
         assert_eq!(user.0.containers(), 0);
+    });
+}
+
+/// Answers with what its card has on port 80.
+const SERVER: &str = "ip -o addr show eth0 > /index.html; exec httpd -f -p 80 -h /";
+
+#[test]
+fn main_path_ports_names_and_addresses_are_the_container_s_and_free_at_its_end() {
+    on_a_host(|| {
+        let user = User(Home::new());
+        user.ok(&["template", "warm", "IMAGE", "sh"]);
+        user.ok(&["network", "create", "--ipv6", "--subnet", "10.213.7.0/24", "app"]);
+        let app = |words: &[&str], script: &str| {
+            user.ok(&[&["run", "--rm", "--network", "app"], words, &["IMAGE", "sh", "-c", script]].concat())
+        };
+        app(&[], "exit 0");
+        for _ in 0..2 {
+            user.ready();
+            let addresses = user.addresses("app");
+            assert_eq!(addresses.len(), 2);
+            app(&["-d", "--name", "web", "--network-alias", "db", "-p", "8080:80"], SERVER);
+            let seen = fetch("127.0.0.1:8080");
+            assert!(addresses.iter().all(|address| seen.contains(address)), "{addresses:?} are not in {seen}");
+            assert!(app(&[], "wget -q -O - http://db/index.html").contains(&addresses[0]));
+            user.ok(&["stop", "-t", "0", "web"]);
+            assert_eq!(user.ok(&["ps", "-aq"]), "");
+        }
+        for _ in 0..2 {
+            app(&["--name", "web", "-p", "8080:80"], "exit 0");
+        }
+        // Who wants an address gets it, and the next is not held up by the one that had it.
+        user.ready();
+        let wanted = user.addresses("app").remove(0);
+        assert!(app(&["--ip", &wanted], "ip -o addr show eth0").contains(&wanted));
+        assert_eq!(app(&[], "echo there"), "there");
+    });
+}
+
+#[test]
+fn main_path_one_that_nobody_calls_takes_its_network_with_it() {
+    on_a_host(|| {
+        let user = User(Home::new());
+        user.ok(&["template", "warm", "IMAGE", "sh"]);
+        let rules = || common::host("nft", &["list", "ruleset"]);
+        let run = || user.command(&["run", "--rm", "IMAGE", "sh", "-c", PING]);
+        let there = || assert_eq!(common::run(&mut run()).0, Some(0));
+        let nothing_is_left = || {
+            user.gone();
+            eventually("bridge and rules gone", || {
+                (rules().is_empty() && !common::host("ip", &["-brief", "link"]).contains("cor")).then_some(())
+            });
+        };
+        assert_eq!(common::run(run().env("CORACLE_SPARES", "10")).0, Some(0));
+        assert_eq!(user.places().len(), 1);
+        nothing_is_left();
+        // What others took away is put back, or another VM is started.
+        there();
+        user.ready();
+        common::host("nft", &["flush", "ruleset"]);
+        there();
+        user.ready();
+        assert!(rules().contains("masquerade"), "{}", rules());
+        let links = common::host("ip", &["-brief", "link"]);
+        let ours =
+            links.lines().filter_map(|line| line.split_whitespace().next()).filter(|name| name.starts_with("cor"));
+        ours.for_each(|name| _ = common::host("ip", &["link", "del", name]));
+        there();
+        user.ready();
+        user.ok(&["system", "prune", "--force"]);
+        nothing_is_left();
     });
 }

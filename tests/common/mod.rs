@@ -257,3 +257,15 @@ pub fn eventually<T>(what: &str, mut check: impl FnMut() -> Option<T>) -> T {
         thread::sleep(Duration::from_millis(100));
     }
 }
+
+/// What an HTTP server says, once it answers.
+pub fn fetch(address: &str) -> String {
+    eventually(&format!("an answer from {address}"), || {
+        let mut stream = std::net::TcpStream::connect(address).ok()?;
+        stream.write_all(b"GET /index.html HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.").then_some(())?;
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
+    })
+}
