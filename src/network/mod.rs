@@ -2,9 +2,10 @@
 //! Networks of containers: addresses, bridge and TAP, packet filter, ports, names.
 //!
 //! What there is is said by files ([`store`]); the host's interfaces and rules are made to fit them ([`host`]), each time
-//! anything changes. A bridge, and rules, are there only while a container is attached. There is no daemon: the monitor
-//! of each container holds a lock for as long as it is attached, and carries its ports ([`ports`]) and answers for names
-//! ([`dns`]). A monitor that was killed has lost its lock, and the next command that has to do with networks cleans up.
+//! anything changes. A bridge, and rules, are there only while a container is attached, or a VM waits for one (a spare).
+//! There is no daemon: the monitor of each container holds a lock for as long as it is attached, and carries its ports
+//! ([`ports`]) and answers for names ([`dns`]). A monitor that was killed has lost its lock, and the next command that has
+//! to do with networks cleans up.
 //!
 //! Without root each container has a network of its own, in user space ([`passt`]).
 //!
