@@ -7,9 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::home::{Home, signal};
-use common::{eventually, fetch};
+use common::{PATIENCE, eventually, fetch};
 use serde_json::Value;
 
 const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
@@ -27,7 +28,8 @@ impl User {
 
     fn command(&self, words: &[&str]) -> Command {
         let mut command = self.0.command(words);
-        command.env_remove("CORACLE_SPARES");
+        // However slow a host is, they are still there.
+        command.env("CORACLE_SPARES", "900");
         command
     }
 
@@ -78,7 +80,17 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        self.places().iter().filter_map(|place| process(place)).for_each(|pid| signal(pid, libc::SIGKILL));
+        let deadline = Instant::now() + PATIENCE;
+        for place in self.places() {
+            // Just after a run it is about to become one.
+            while place.exists() && Instant::now() < deadline {
+                if let Some(pid) = process(&place) {
+                    signal(pid, libc::SIGKILL);
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 }
 
