@@ -18,6 +18,7 @@ use coracle::signals;
 use coracle::vmm::config::ConsoleKind;
 use coracle::vmm::control::Event;
 use coracle::vmm::devices::exit::GuestEnd;
+use coracle::vmm::devices::virtio::net::{NetBackend, Tap};
 use coracle::vmm::host::{Host, Vendor};
 use coracle::vmm::process::Vmm;
 use coracle::vmm::snapshot::{self, Launch};
@@ -44,6 +45,13 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
     let mut marks: Vec<Mark> = Vec::new();
     let mut profile = args.profile.as_ref().map(|_| Profile::new(&kernel));
     let mut vmm = Vmm::start(launch)?;
+    for net in &args.nets {
+        if let NetBackend::Tap(name) = &net.backend
+            && Tap::is_down(name)
+        {
+            log::warn!("TAP {name} is down: the guest has no network until `ip link set {name} up`");
+        }
+    }
     let raw = if takes_input { RawTerminal::enter().context("cannot make the terminal raw")? } else { None };
     let ending = relay::relay(&vmm, &signals, takes_input, |event| match event {
         Event::Stage(mark) => {

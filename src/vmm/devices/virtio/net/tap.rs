@@ -128,7 +128,7 @@ impl Tap {
     /// Attaches to the existing TAP `name`.
     ///
     /// # Errors
-    /// See [`NetError`]. An interface that is down is no error: a warning says how to bring it up.
+    /// See [`NetError`]. An interface that is down is no error.
     pub fn open(name: &str) -> Result<Self, NetError> {
         let (mut request, c_name) = request(name)?;
         let owned = || name.to_owned();
@@ -145,9 +145,6 @@ impl Tap {
         let mut tap = Self::attached(file, name)?;
         let socket = control_socket().map_err(system("opening a socket"))?;
         tap.mtu = mtu(&socket, name)?;
-        if !is_up(&socket, name)? {
-            log::warn!("TAP {name} is down: the guest has no network until `ip link set {name} up`");
-        }
         Ok(tap)
     }
 
@@ -180,6 +177,11 @@ impl Tap {
     pub fn mtu_of(name: &str) -> Option<u16> {
         request(name).ok()?;
         control_socket().ok().and_then(|socket| mtu(&socket, name).ok()?)
+    }
+
+    /// Whether there is an interface with this name, and it is down.
+    pub fn is_down(name: &str) -> bool {
+        request(name).is_ok() && control_socket().is_ok_and(|socket| is_up(&socket, name).is_ok_and(|up| !up))
     }
 
     /// The number of the interface with this name, where there is one. No other has it, nor one made later.

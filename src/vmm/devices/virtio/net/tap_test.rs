@@ -99,6 +99,9 @@ fn interfaces_that_cannot_be_used_are_told_apart() {
         assert!(matches!(Tap::open("t0"), Err(NetError::Busy { .. })));
         drop(first);
         Tap::open("t0").unwrap();
+        assert!(Tap::is_down("t0") && !Tap::is_down("t9"));
+        ip("link set t0 up");
+        assert!(!Tap::is_down("t0"));
         for other in ["lo", "t1", "t2"] {
             assert!(matches!(Tap::open(other), Err(NetError::NotTap { .. })), "{other}");
         }
