@@ -10,17 +10,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use common::{Guest, PATIENCE, eventually, host};
+use common::{Guest, PATIENCE, eventually, host, in_a_network_of_its_own};
 use coracle::network::{Attachment, Publish, Request, Store, attach_in};
 use coracle::vmm::devices::virtio::net::NetBackend;
 
 /// Runs `body` in a new network namespace with a default route, and looks whether it leaves anything there.
 fn on_a_host(body: impl FnOnce(&Path) + Send + 'static) {
-    let run = thread::spawn(|| {
-        // SAFETY: affects this thread only, which shares no file-system or user state by this flag.
-        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        assert_eq!(result, 0, "no new network namespace, which needs root: {}", std::io::Error::last_os_error());
-        ip("link set lo up");
+    in_a_network_of_its_own(|| {
         ip("link add up0 type veth peer name up1");
         ip("addr add 192.0.2.1/24 dev up0");
         ip("link set up0 up");
@@ -33,9 +29,6 @@ fn on_a_host(body: impl FnOnce(&Path) + Send + 'static) {
         assert_eq!(links(), before);
         assert_eq!(host("nft", &["list", "ruleset"]), "");
     });
-    if let Err(panic) = run.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 fn ip(words: &str) {

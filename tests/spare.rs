@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::home::{Home, signal};
-use common::{PATIENCE, eventually, fetch};
+use common::{PATIENCE, eventually, fetch, in_a_network_of_its_own};
 use serde_json::Value;
 
 const RUN: [&str; 4] = ["run", "--rm", "--network", "none"];
@@ -212,18 +212,13 @@ fn main_path_many_at_once_each_have_a_microvm() {
     assert_eq!(user.places().len(), 1);
 }
 
-/// Runs `body` in a network namespace of its own.
-fn on_a_host(body: impl FnOnce() + Send + 'static) {
-    let run = thread::spawn(|| {
-        // SAFETY: affects this thread only, which shares no file-system or user state by this flag.
-        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        assert_eq!(result, 0, "no new network namespace, which needs root: {}", std::io::Error::last_os_error());
-        common::host("ip", &["link", "set", "lo", "up"]);
-        body();
+/// Runs `body` for a user on a host of its own, with a template of IMAGE in the default network.
+fn on_a_host(body: impl FnOnce(&User) + Send + 'static) {
+    in_a_network_of_its_own(|| {
+        let user = User(Home::new());
+        user.ok(&["template", "warm", "IMAGE", "sh"]);
+        body(&user);
     });
-    if let Err(panic) = run.join() {
-        std::panic::resume_unwind(panic);
-    }
 }
 
 /// Says "there" if the gateway answers.
@@ -231,9 +226,7 @@ const PING: &str = "ping -c 1 -w 30 $(ip route | sed -n 's/^default via \\([^ ]*
 
 #[test]
 fn main_path_one_that_waits_in_a_network_is_heard_of_by_nobody() {
-    on_a_host(|| {
-        let user = User(Home::new());
-        user.ok(&["template", "warm", "IMAGE", "sh"]);
+    on_a_host(|user| {
         let leased = || user.leases("bridge").to_string();
         let taps = || common::host("ip", &["-o", "link", "show", "type", "tun"]);
         let run = || user.ok(&["run", "--rm", "IMAGE", "sh", "-c", PING]);
@@ -279,9 +272,7 @@ const SERVER: &str = "ip -o addr show eth0 > /index.html; exec httpd -f -p 80 -h
 
 #[test]
 fn main_path_ports_names_and_addresses_are_the_container_s_and_free_at_its_end() {
-    on_a_host(|| {
-        let user = User(Home::new());
-        user.ok(&["template", "warm", "IMAGE", "sh"]);
+    on_a_host(|user| {
         user.ok(&["network", "create", "--ipv6", "--subnet", "10.213.7.0/24", "app"]);
         let app = |words: &[&str], script: &str| {
             user.ok(&[&["run", "--rm", "--network", "app"], words, &["IMAGE", "sh", "-c", script]].concat())
@@ -311,9 +302,7 @@ fn main_path_ports_names_and_addresses_are_the_container_s_and_free_at_its_end()
 
 #[test]
 fn main_path_one_that_nobody_calls_takes_its_network_with_it() {
-    on_a_host(|| {
-        let user = User(Home::new());
-        user.ok(&["template", "warm", "IMAGE", "sh"]);
+    on_a_host(|user| {
         let rules = || common::host("nft", &["list", "ruleset"]);
         let run = || user.command(&["run", "--rm", "IMAGE", "sh", "-c", PING]);
         let there = || assert_eq!(common::run(&mut run()).0, Some(0));

@@ -199,16 +199,10 @@ pub struct Offer {
 
 impl Order {
     /// One like this VM, which is of a template of its image.
-    pub fn like(
-        vm: &MicroVm,
-        shape: Shape,
-        devices: &Devices,
-        prepared: Prepared,
-        network: Option<&str>,
-    ) -> Option<Self> {
+    pub fn like(vm: &MicroVm, shape: Shape, rootfs: &Path, prepared: Prepared, network: Option<&str>) -> Option<Self> {
         Some(Self {
             shape,
-            rootfs: devices.rootfs.clone(),
+            rootfs: rootfs.to_owned(),
             prepared,
             template: vm.template()?.to_owned(),
             network: network.map(str::to_owned),

@@ -269,3 +269,17 @@ pub fn fetch(address: &str) -> String {
         answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned())
     })
 }
+
+/// Runs `body` in a new network namespace, which stands for a host.
+pub fn in_a_network_of_its_own(body: impl FnOnce() + Send + 'static) {
+    let run = thread::spawn(|| {
+        // SAFETY: affects this thread only, which shares no file-system or user state by this flag.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "no new network namespace, which needs root: {}", std::io::Error::last_os_error());
+        host("ip", &["link", "set", "lo", "up"]);
+        body();
+    });
+    if let Err(panic) = run.join() {
+        std::panic::resume_unwind(panic);
+    }
+}

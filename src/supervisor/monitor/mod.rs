@@ -254,7 +254,7 @@ impl Monitor {
                         };
                         if let Some(prepared) = prepared {
                             let network = connected.as_ref().map(Attachment::network);
-                            match Order::like(&vm, config.shape, &devices, prepared.clone(), network) {
+                            match Order::like(&vm, config.shape, &devices.rootfs, prepared.clone(), network) {
                                 None => to_make = Some((devices, prepared)),
                                 order => *self.order.lock().expect("no thread panics while it holds this") = order,
                             }

@@ -54,7 +54,7 @@ const FEATURE_STREAM: u64 = 1;
 const EVENT_TRANSPORT_RESET: u32 = 0;
 
 /// Linux fills the whole receive queue with 4 KiB buffers when it starts, which costs memory and time to boot; half
-/// of the usual size still holds two full turns of a stream. It posts 8 event buffers.
+/// of the usual size still holds four full turns of a stream. It posts 8 event buffers.
 const QUEUES: [QueueSize; 3] = [QueueSize::new(128).unwrap(), QueueSize::new(128).unwrap(), QueueSize::new(8).unwrap()];
 
 /// Resets for connections that are not (or no longer) in the table, and wait for a receive buffer. With this many,
