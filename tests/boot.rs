@@ -3,7 +3,8 @@
 
 mod common;
 
-use std::process::Command;
+use std::io::Read;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{CORACLE, Control, Guest, cache, eventually, kernel, run};
@@ -190,6 +191,28 @@ fn ctrl_c_ends_the_guest_in_order() {
     common::host("kill", &["-INT", &guest.pid().to_string()]);
     assert_eq!(guest.wait().0.code(), Some(103));
     assert!(!socket.exists());
+}
+
+#[test]
+fn main_path_a_console_that_nobody_reads_ends_the_guest() {
+    let (kernel, initrd) = (kernel(), cache("guest/console.cpio"));
+    let mut boot = Command::new(CORACLE);
+    boot.arg("boot").arg(kernel).arg("--initrd").arg(initrd).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut guest = boot.spawn().unwrap();
+    // The first byte is read, as `| head -c 1` does; what comes then has no reader.
+    guest.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
+    let ended = eventually("it ends", || guest.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(103));
+}
+
+#[test]
+fn main_path_output_that_cannot_be_written_ends_the_guest_and_is_told() {
+    let (kernel, initrd) = (kernel(), cache("guest/console.cpio"));
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let (status, _, stderr) =
+        run(Command::new(CORACLE).arg("boot").arg(kernel).arg("--initrd").arg(initrd).stdout(full));
+    assert_eq!(status, Some(125));
+    assert!(stderr.contains("No space left"), "{stderr}");
 }
 
 #[test]

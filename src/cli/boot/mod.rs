@@ -66,7 +66,9 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             }
         }
         Event::End { .. } | Event::Failed(_) => {}
-    });
+    })
+    // On an error the VMM is dropped, which ends it: nobody follows it any more.
+    .context("cannot follow the guest")?;
     drop(raw);
     let status = vmm.wait().context("cannot wait for the VMM")?;
     if let Some(format) = args.timings {
@@ -78,7 +80,7 @@ pub fn run(args: &BootArgs) -> anyhow::Result<ExitCode> {
             profile.write(path)?;
         }
     }
-    match ending.context("cannot follow the guest")? {
+    match ending {
         Ending::Guest(end) => {
             say(end);
             Ok(ExitCode::from(end.exit_code()))

@@ -57,6 +57,8 @@ struct Relay<'a> {
     typed: Vec<u8>,
     /// When the user first asked for the end.
     asked: Option<Instant>,
+    /// Nobody reads our output any more (`coracle boot ... | head`).
+    unread: bool,
 }
 
 /// Relays until the VMM says how it ended; every event goes to `tell`.
@@ -65,8 +67,15 @@ struct Relay<'a> {
 /// The kernel's, on our own descriptors.
 pub fn relay(vmm: &Vmm, signals: &OwnedFd, takes_input: bool, mut tell: impl FnMut(&Event)) -> io::Result<Ending> {
     let is_terminal = io::stdin().is_terminal();
-    let mut relay =
-        Relay { vmm, epoll: Epoll::new()?, input: Input::Waits, is_terminal, typed: Vec::new(), asked: None };
+    let mut relay = Relay {
+        vmm,
+        epoll: Epoll::new()?,
+        input: Input::Waits,
+        is_terminal,
+        typed: Vec::new(),
+        asked: None,
+        unread: false,
+    };
     vmm.console.set_nonblocking(true)?;
     relay.watch(vmm.console.as_raw_fd(), CONSOLE)?;
     relay.watch(vmm.control.as_raw_fd(), CONTROL)?;
@@ -143,7 +152,7 @@ impl Relay<'_> {
         }
         let keys = buffer.get(..count).unwrap_or_default();
         if self.is_terminal && keys.contains(&ESCAPE) {
-            self.request(&Request::Stop);
+            self.stop();
             return Ok(());
         }
         self.typed.extend(keys);
@@ -181,7 +190,7 @@ impl Relay<'_> {
         let mut buffer = [0; 16384];
         match (&self.vmm.console).read(&mut buffer) {
             Ok(0) => self.unwatch(self.vmm.console.as_raw_fd()),
-            Ok(count) => print(buffer.get(..count).unwrap_or_default())?,
+            Ok(count) => self.print(buffer.get(..count).unwrap_or_default())?,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             Err(_) => self.unwatch(self.vmm.console.as_raw_fd()),
         }
@@ -189,12 +198,33 @@ impl Relay<'_> {
     }
 
     /// Prints what the guest had written before it ended.
-    fn drain_console(&self) -> io::Result<()> {
+    fn drain_console(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16384];
         while let Ok(count @ 1..) = (&self.vmm.console).read(&mut buffer) {
-            print(buffer.get(..count).unwrap_or_default())?;
+            self.print(buffer.get(..count).unwrap_or_default())?;
         }
         Ok(())
+    }
+
+    /// A console that nobody reads asks for the guest's end, as a signal does.
+    fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.unread {
+            return Ok(());
+        }
+        let mut output = io::stdout().lock();
+        match output.write_all(bytes).and_then(|()| output.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.unread = true;
+                self.stop();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn stop(&mut self) {
+        self.asked.get_or_insert_with(Instant::now);
+        self.request(&Request::Stop);
     }
 
     fn signal(&mut self, signals: &OwnedFd) {
@@ -204,10 +234,7 @@ impl Relay<'_> {
             return;
         }
         match self.asked {
-            None => {
-                self.asked = Some(Instant::now());
-                self.request(&Request::Stop);
-            }
+            None => self.stop(),
             // `timeout` and terminals signal a process and its group, which is one asking and not two.
             Some(when) if when.elapsed() < PATIENCE => {}
             // Asked again: the VMM does not answer, so it goes without being asked.
@@ -254,10 +281,4 @@ impl Relay<'_> {
             }
         }
     }
-}
-
-fn print(bytes: &[u8]) -> io::Result<()> {
-    let mut output = io::stdout().lock();
-    output.write_all(bytes)?;
-    output.flush()
 }
