@@ -172,12 +172,43 @@ fn main_path_our_own_containers_are_measured_at_once_and_against_earlier_ones() 
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
 }
 
+/// Stands in for microsandbox's program: keeps what index the image's archive has, and runs the words behind `--`.
+const MSB: &str = r#"#!/bin/sh
+set -e
+case $1 in
+--version) echo msb 9 ;;
+load) for archive; do :; done; tar -xOf "$archive" index.json > "$MSB_HOME/image" ;;
+run)
+  [ -s "$MSB_HOME/image" ]
+  while [ "$1" != -- ]; do [ "$1" != --entrypoint ] || program=$2; shift; done
+  shift
+  exec $program "$@" ;;
+esac
+"#;
+
+#[test]
+fn main_path_programs_of_others_are_named_by_path() {
+    let home = Home::new();
+    let msb = home.path().join("msb");
+    std::fs::write(&msb, MSB).unwrap();
+    std::fs::set_permissions(&msb, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let crun = common::host("sh", &["-c", "command -v crun"]);
+    let backends = format!("microsandbox={},crun={},runc=/nowhere", msb.display(), crun.trim());
+    let found = result(&home, &["-n", "2", "--only-times", "--backends", &backends, "IMAGE"]);
+    let [by_path, missing, other] = found["backends"].as_array().unwrap().as_slice() else { panic!("{found}") };
+    assert_eq!((&by_path["command"][0], &by_path["firstByte"]["n"]), (&crun.trim().into(), &2.into()), "{found}");
+    assert!(missing["failed"].as_str().unwrap().contains("`/nowhere --version` does not work"), "{found}");
+    assert_eq!((&other["version"], &other["firstByte"]["n"]), (&"msb 9".into(), &2.into()), "{found}");
+}
+
 #[test]
 fn what_cannot_be_measured_is_explained() {
     let home = Home::new();
     for (words, status, why) in [
         (&["-n", "0", "IMAGE"][..], 2, "0 is not in"),
         (&["--backends", "docker", "IMAGE"], 2, "it is one of vm"),
+        (&["--backends", "vm=/bin/true", "IMAGE"], 2, "it is Coracle's own"),
+        (&["--backends", "crun,crun=/bin/crun", "IMAGE"], 125, "with two programs"),
         (&["oci:/nowhere"], 125, "/nowhere"),
         (&["--backends", "crun", "IMAGE", "no-such-program"], 125, "no-such-program"),
         (&["--backends", "crun", "IMAGE", "sh", "-c", "exit 3"], 125, "it ended with status 3"),

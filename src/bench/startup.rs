@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use super::backend::{Backend, Failed, Kind, Sample, Workload, Workspace};
+use super::backend::{Backend, Choice, Failed, Sample, Workload, Workspace};
 use super::comparison::{Comparison, Earlier};
 use super::counters::Tracepoints;
 use super::machine::{self, Machine};
@@ -34,7 +34,7 @@ pub struct Plan {
     /// What the two make of the image's configuration.
     pub process: ProcessSpec,
     /// Which backends.
-    pub backends: Vec<Kind>,
+    pub backends: Vec<Choice>,
     /// Runs of each that count; at least 1.
     pub runs: usize,
     /// Rounds before.
@@ -71,7 +71,7 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
     let mut host = Machine::look();
     let workspace = Workspace::new().map_err(failed)?;
     let archive = workspace.path().join("image.tar");
-    if plan.backends.contains(&Kind::Podman) {
+    if plan.backends.iter().any(|choice| choice.kind.keeps_images()) {
         store.export(&[(plan.image.clone(), Vec::new())], File::create(&archive).map_err(failed)?)?;
     }
     let workload = Workload {
@@ -88,16 +88,17 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         at_once: plan.concurrency.iter().copied().max().unwrap_or(1),
     };
     let mut interrupted = false;
-    let mut outcomes: Vec<Outcome> = plan.backends.iter().copied().map(Outcome::of).collect();
+    let mut outcomes: Vec<Outcome> = plan.backends.iter().map(|choice| Outcome::of(choice.kind)).collect();
     let mut ready = Vec::new();
-    for (at, &kind) in plan.backends.iter().enumerate() {
+    for (at, choice) in plan.backends.iter().enumerate() {
+        let kind = choice.kind;
         if interrupted || stopwatch.is_interrupted() {
             interrupted = true;
             outcomes[at].failed = "interrupted before its turn".to_owned();
             continue;
         }
         tell(&format!("{kind}: making it ready, with a first run"));
-        match Backend::prepare(kind, &workload, &workspace, &mut stopwatch) {
+        match Backend::prepare(choice, &workload, &workspace, &mut stopwatch) {
             Ok(backend) => {
                 outcomes[at].command.clone_from(&backend.command);
                 outcomes[at].version.clone_from(&backend.version);
@@ -219,7 +220,7 @@ fn measure(
             }
             Err(Failed::Interrupted) => return true,
             Err(Failed::Because(why)) => {
-                tell(&format!("{}: no more of it: {why}", backend.kind));
+                tell(&format!("{}: no more of it: {why}", backend.choice.kind));
                 outcome.failed = why;
             }
         }
@@ -287,7 +288,7 @@ fn measure_rates(
                 Some(Ok(burst)) => outcomes[*at].rates.push(Rate::of(at_once, &burst, plan.seed)),
                 Some(Err(Failed::Interrupted)) => return true,
                 Some(Err(Failed::Because(why))) => {
-                    tell(&format!("{}: {at_once} at once: {why}", backend.kind));
+                    tell(&format!("{}: {at_once} at once: {why}", backend.choice.kind));
                     outcomes[*at].notes.push(format!("{at_once} at once: {why}"));
                 }
             }
@@ -304,12 +305,12 @@ fn trace(
     outcomes: &mut [Outcome],
     tell: &mut dyn FnMut(&str),
 ) -> bool {
-    for (at, backend) in ready.iter().filter(|(_, backend)| backend.kind.tells_milestones()) {
+    for (at, backend) in ready.iter().filter(|(_, backend)| backend.choice.kind.tells_milestones()) {
         let outcome = &mut outcomes[*at];
         if !outcome.failed.is_empty() {
             continue;
         }
-        tell(&format!("{}: its stages", backend.kind));
+        tell(&format!("{}: its stages", backend.choice.kind));
         let mut traces = Vec::new();
         for _ in 0..plan.runs.min(TRACED) {
             match backend.trace(stopwatch) {
@@ -349,7 +350,7 @@ fn weigh(
         if !outcome.failed.is_empty() {
             continue;
         }
-        tell(&format!("{}: its memory", backend.kind));
+        tell(&format!("{}: its memory", backend.choice.kind));
         let mut weight = || match plan.http {
             Some(_) => backend.weigh(stopwatch),
             None => backend.with(&sleeping(0)?, &sleeping(SECONDS)?, workspace, stopwatch)?.weigh(stopwatch),

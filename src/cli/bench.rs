@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Subcommand, ValueEnum};
-use coracle::bench::backend::Kind;
+use coracle::bench::backend::{Choice, Kind};
 use coracle::bench::comparison::Earlier;
 use coracle::bench::startup::{self, Plan};
 use coracle::bench::{html, schedule};
@@ -36,6 +36,7 @@ Examples:
   coracle bench startup --backends vm,podman --format json oci:layout
   coracle bench startup --concurrency 1,2,4,8 --report startup busybox
   coracle bench startup --network default busybox
+  coracle bench startup --backends vm,crun=/opt/crun/bin/crun busybox
   coracle bench startup --http 80 nginx
   coracle bench startup --baseline startup/result.json busybox
 
@@ -79,9 +80,10 @@ struct StartupArgs {
     /// The image; then all words that follow are the command
     #[arg(long, value_name = "IMAGE")]
     image: Option<String>,
-    /// What to compare [default: all]: vm, vm-cold, container, crun, runc, podman, vmm, qemu-microvm
+    /// What to compare [default: all]: vm, vm-cold, container, crun, runc, podman, microsandbox, vmm, qemu-microvm; with
+    /// `=PROGRAM` behind it, another program than that of $PATH
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
-    backends: Vec<Kind>,
+    backends: Vec<Choice>,
     /// Runs of each that count
     #[arg(short = 'n', long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     runs: u16,
@@ -163,10 +165,15 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     let mut backends = args.backends.clone();
     if backends.is_empty() {
         // Without templates `vm` is `vm-cold`.
-        backends = Kind::ALL.into_iter().filter(|kind| templates || *kind != Kind::VmCold).collect();
+        let kinds = Kind::ALL.into_iter().filter(|kind| templates || *kind != Kind::VmCold);
+        backends = kinds.map(Choice::from).collect();
     }
-    backends.sort_by_key(|kind| Kind::ALL.iter().position(|other| other == kind));
+    backends.sort_by_key(|choice| Kind::ALL.iter().position(|other| *other == choice.kind));
     backends.dedup();
+    if let Some((one, _)) = backends.iter().zip(backends.iter().skip(1)).find(|(one, other)| one.kind == other.kind) {
+        let why = format!("{} is named with two programs, and a report has one of each kind", one.kind);
+        return Err(Failure::new(what, why, "one after the other, the second with --baseline").into());
+    }
     let plan = Plan {
         name: name.to_owned(),
         image,
@@ -254,6 +261,7 @@ mod tests {
             &["-n", "0", "i"],
             &["-n", "-1", "i"],
             &["--backends", "vm,docker", "i"],
+            &["--backends", "vm=/bin/coracle", "i"],
             &["--format", "xml", "i"],
             &["--concurrency", "0", "i"],
             &["--network", "bridge", "i"],
@@ -262,7 +270,7 @@ mod tests {
         ] {
             assert!(parse(words).is_err(), "{words:?}");
         }
-        let kinds = parse(&["--backends", "crun,vm", "i"]).unwrap().backends;
-        assert_eq!(kinds, [Kind::Crun, Kind::Vm]);
+        let choices = parse(&["--backends", "crun=/opt/crun,vm", "i"]).unwrap().backends;
+        assert_eq!(choices, [Choice { kind: Kind::Crun, program: "/opt/crun".to_owned() }, Kind::Vm.into()]);
     }
 }

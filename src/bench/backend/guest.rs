@@ -51,7 +51,7 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
     let config = serde_json::from_value(config).map_err(|error| error.to_string())?;
     let guest = Guest { config, vsock, process: workload.process.clone() };
     Ok(vec![Backend {
-        kind: Kind::Vmm,
+        choice: Kind::Vmm.into(),
         command,
         version: concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned(),
         notes: vec![

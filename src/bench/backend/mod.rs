@@ -2,21 +2,22 @@
 //! What is compared: ways to run the same command of the same image, made ready before any of them is timed.
 
 mod guest;
+mod kind;
+mod microsandbox;
 mod oci;
 pub(super) mod podman;
 mod qemu;
 mod vm;
 mod workspace;
 
-use std::fmt;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 
+pub use self::kind::{Choice, Kind, UnknownChoice};
 use self::oci::Root;
 pub(super) use self::oci::mounted;
 pub use self::workspace::Workspace;
@@ -30,105 +31,6 @@ use crate::vmm::stages::Mark;
 
 /// How long one run may take, on the slowest of hosts.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-/// A way to run a command of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `coracle run`, as users have it.
-    Vm,
-    /// `coracle run` without a template.
-    VmCold,
-    /// `coracle run --isolation container`.
-    Container,
-    /// `crun run` of an OCI bundle.
-    Crun,
-    /// `runc run` of an OCI bundle.
-    Runc,
-    /// `podman run`.
-    Podman,
-    /// `coracle-vmm` alone, and what its guest says of its stages.
-    Vmm,
-    /// QEMU's microvm machine with the same kernel and initramfs, up to where the agent is ready.
-    QemuMicrovm,
-}
-
-/// A name that is no backend's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it is one of vm, vm-cold, container, crun, runc, podman, vmm, qemu-microvm")]
-pub struct UnknownKind;
-
-impl Kind {
-    /// All of them, in the order of reports.
-    pub const ALL: [Self; 8] =
-        [Self::Vm, Self::VmCold, Self::Container, Self::Crun, Self::Runc, Self::Podman, Self::Vmm, Self::QemuMicrovm];
-
-    /// Its name on the command line and in reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vm => "vm",
-            Self::VmCold => "vm-cold",
-            Self::Container => "container",
-            Self::Crun => "crun",
-            Self::Runc => "runc",
-            Self::Podman => "podman",
-            Self::Vmm => "vmm",
-            Self::QemuMicrovm => "qemu-microvm",
-        }
-    }
-
-    /// What it is, for who reads a report.
-    pub fn what(self) -> &'static str {
-        match self {
-            Self::Vm => "coracle run, as users have it",
-            Self::VmCold => "coracle run, booted from the kernel",
-            Self::Container => "coracle run --isolation container",
-            Self::Crun => "crun run, of a bundle that lies ready",
-            Self::Runc => "runc run, of a bundle that lies ready",
-            Self::Podman => "podman run, of an image that it has",
-            Self::Vmm => "coracle-vmm alone, cold, to the agent and on to the command",
-            Self::QemuMicrovm => "QEMU microvm, same kernel and initramfs, to the agent only",
-        }
-    }
-
-    /// Whether it is a namespace container.
-    pub fn is_container(self) -> bool {
-        matches!(self, Self::Container | Self::Crun | Self::Runc | Self::Podman)
-    }
-
-    /// Runs after which it is as quick as it will be: a fourth start is from the image's template.
-    fn first_runs(self) -> usize {
-        if self == Self::Vm { 4 } else { 1 }
-    }
-
-    /// Whether it is our own command line, which tells how far it has come.
-    pub fn tells_milestones(self) -> bool {
-        matches!(self, Self::Vm | Self::VmCold | Self::Container)
-    }
-
-    /// Whether it can have an address that the host reaches, and so a network.
-    pub fn can_serve(self) -> bool {
-        matches!(self, Self::Vm | Self::VmCold | Self::Container | Self::Podman)
-    }
-
-    /// Whether its figures are of the boot alone, which no container has.
-    pub fn is_boot(self) -> bool {
-        matches!(self, Self::Vmm | Self::QemuMicrovm)
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Kind {
-    type Err = UnknownKind;
-
-    fn from_str(text: &str) -> Result<Self, UnknownKind> {
-        Self::ALL.into_iter().find(|kind| kind.name() == text).ok_or(UnknownKind)
-    }
-}
 
 /// What all of them run.
 #[derive(Clone, Debug)]
@@ -161,7 +63,7 @@ pub struct Workload {
 /// One that is ready to be timed.
 pub struct Backend {
     /// Which.
-    pub kind: Kind,
+    pub choice: Choice,
     /// How it is started, for who wants to do the same by hand.
     pub command: Vec<String>,
     /// What it says of its version.
@@ -234,19 +136,19 @@ impl Backend {
     /// # Errors
     /// Why it cannot be had here, or that the user wants no more.
     pub fn prepare(
-        kind: Kind,
+        choice: &Choice,
         workload: &Workload,
         workspace: &Workspace,
         stopwatch: &mut Stopwatch,
     ) -> Result<Self, Failed> {
-        let candidates = candidates(kind, workload, workspace);
-        if workload.http.is_some() && !kind.can_serve() {
+        let candidates = candidates(choice, workload, workspace);
+        if workload.http.is_some() && !choice.kind.can_serve() {
             return Err(Failed::Because("it has no network here, and so cannot serve".to_owned()));
         }
         // The first way that works is the one.
         let mut reasons: Vec<String> = Vec::new();
         for (way, candidate) in candidates.map_err(Failed::Because)?.into_iter().enumerate() {
-            let first = (0..kind.first_runs()).try_for_each(|_| candidate.sample(stopwatch).map(drop));
+            let first = (0..choice.kind.first_runs()).try_for_each(|_| candidate.sample(stopwatch).map(drop));
             match first {
                 Ok(()) => return Ok(Self { way, ..candidate }),
                 Err(Failed::Interrupted) => return Err(Failed::Interrupted),
@@ -268,8 +170,8 @@ impl Backend {
         workspace: &Workspace,
         stopwatch: &mut Stopwatch,
     ) -> Result<Self, Failed> {
-        Self::prepare(self.kind, first, workspace, stopwatch)?;
-        let all = candidates(self.kind, workload, workspace).map_err(Failed::Because)?;
+        Self::prepare(&self.choice, first, workspace, stopwatch)?;
+        let all = candidates(&self.choice, workload, workspace).map_err(Failed::Because)?;
         let same = all.into_iter().nth(self.way);
         same.ok_or_else(|| Failed::Because("it cannot be had a second time".to_owned()))
     }
@@ -392,13 +294,14 @@ impl Backend {
 }
 
 /// The ways to run it, the best first.
-fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
-    match kind {
-        Kind::Vm | Kind::VmCold | Kind::Container => vm::candidates(kind, workload),
-        Kind::Crun | Kind::Runc => oci::candidates(kind, workload, workspace),
-        Kind::Podman => podman::candidates(workload, workspace),
+fn candidates(choice: &Choice, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+    match choice.kind {
+        Kind::Vm | Kind::VmCold | Kind::Container => vm::candidates(choice.kind, workload),
+        Kind::Crun | Kind::Runc => oci::candidates(choice, workload, workspace),
+        Kind::Podman => podman::candidates(choice, workload, workspace),
+        Kind::Microsandbox => microsandbox::candidates(choice, workload, workspace),
         Kind::Vmm => guest::candidates(workload, workspace),
-        Kind::QemuMicrovm => qemu::candidates(workload),
+        Kind::QemuMicrovm => qemu::candidates(choice, workload),
     }
 }
 
@@ -419,15 +322,6 @@ fn judge(seen: &Observed, until: Until) -> Result<(), Failed> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_are_read_back() {
-        for kind in Kind::ALL {
-            assert_eq!(kind.name().parse(), Ok(kind));
-        }
-        assert_eq!("docker".parse::<Kind>(), Err(UnknownKind));
-        assert!(Kind::ALL.iter().all(|kind| UnknownKind.to_string().contains(kind.name())));
-    }
 
     #[test]
     fn a_failed_run_is_no_sample() {

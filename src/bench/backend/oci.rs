@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use coracle_agent::users;
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::super::machine::{has_cgroup2, version};
+use super::super::machine::has_cgroup2;
 use super::super::measure::Until;
 use super::guest::SHM;
-use super::{Backend, Kind, Run, Workload, Workspace};
+use super::{Backend, Choice, Kind, Run, Workload, Workspace};
 use crate::sandbox::capabilities;
 use crate::sandbox::container::may_guard_devices;
 use crate::sandbox::container::oci::{Place, config};
@@ -40,8 +40,9 @@ impl Root {
 }
 
 /// The ways to run it: in a control group, as users have it, and without one, where the host has none that works.
-pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
-    let version = version(kind.name()).ok_or_else(|| format!("it is not installed: apt-get install {kind}"))?;
+pub fn candidates(choice: &Choice, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+    let kind = choice.kind;
+    let version = choice.version()?;
     workspace.can_mount()?;
     let lower = mounted(&workload.disk, workspace)?;
     let file = |name: &str| rootfs::read_inside(&lower, name);
@@ -67,7 +68,7 @@ pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Res
         let process = describe::process(&workload.process, &around, None);
         let config = config(&container, &process, &user, &place);
         fs::write(bundle.join("config.json"), config.to_string())?;
-        let mut command = vec![kind.name().to_owned(), "--root".to_owned(), state.display().to_string()];
+        let mut command = vec![choice.program.clone(), "--root".to_owned(), state.display().to_string()];
         command.extend((!cgroups).then(|| "--cgroup-manager=disabled".to_owned()));
         command.extend(["run".to_owned(), "--bundle".to_owned(), bundle.display().to_string()]);
         command.push(format!("coracle-bench-{number}"));
@@ -79,7 +80,7 @@ pub fn candidates(kind: Kind, workload: &Workload, workspace: &Workspace) -> Res
         let without = "without control groups, which do not work for it here".to_owned();
         let notes = if cgroups { Vec::new() } else { vec![without] };
         let run = Run::Program { root: Some(root), until: Until::Exit };
-        Ok(Backend { kind, command, version: version.clone(), notes, beside, way: 0, run })
+        Ok(Backend { choice: choice.clone(), command, version: version.clone(), notes, beside, way: 0, run })
     };
     // runc has no way to do without.
     let ways: &[bool] = if kind == Kind::Crun { &[true, false] } else { &[true] };

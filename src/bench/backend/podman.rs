@@ -7,9 +7,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Resource, getrlimit};
 
-use super::super::machine::version;
 use super::super::measure::Until;
-use super::{Backend, Kind, Run, Workload, Workspace};
+use super::{Backend, Choice, Run, Workload, Workspace};
 
 /// What podman needs on a host without systemd.
 const WITHOUT_SYSTEMD: ([&str; 2], &str) =
@@ -45,10 +44,14 @@ pub fn ways() -> [Way; 3] {
 
 /// Gives it storage in the workspace, and the image: the program and its words before a verb, its version, and the id
 /// that the image has there.
-pub fn prepared(archive: &Path, workspace: &Workspace) -> Result<(Vec<String>, String, String), String> {
-    let version = version("podman").ok_or("it is not installed: apt-get install podman")?;
+pub fn prepared(
+    choice: &Choice,
+    archive: &Path,
+    workspace: &Workspace,
+) -> Result<(Vec<String>, String, String), String> {
+    let version = choice.version()?;
     let storage = workspace.path().join("podman");
-    let mut globals = vec!["podman".to_owned()];
+    let mut globals = vec![choice.program.clone()];
     for (flag, name) in [("--root", "root"), ("--runroot", "run"), ("--tmpdir", "tmp")] {
         globals.extend([flag.to_owned(), storage.join(name).display().to_string()]);
     }
@@ -57,8 +60,8 @@ pub fn prepared(archive: &Path, workspace: &Workspace) -> Result<(Vec<String>, S
 }
 
 /// The ways to run it.
-pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
-    let (globals, version, image) = prepared(&workload.archive, workspace)?;
+pub fn candidates(choice: &Choice, workload: &Workload, workspace: &Workspace) -> Result<Vec<Backend>, String> {
+    let (globals, version, image) = prepared(choice, &workload.archive, workspace)?;
     let candidate = |(more, flags, note): Way| {
         let mut command = globals.clone();
         command.extend(more);
@@ -77,14 +80,14 @@ pub fn candidates(workload: &Workload, workspace: &Workspace) -> Result<Vec<Back
         let mut notes = vec!["it alone has a seccomp filter, which is its default".to_owned()];
         notes.extend((!note.is_empty()).then(|| note.to_owned()));
         let run = Run::Program { root: None, until };
-        Backend { kind: Kind::Podman, command, version: version.clone(), notes, beside: Vec::new(), way: 0, run }
+        Backend { choice: choice.clone(), command, version: version.clone(), notes, beside: Vec::new(), way: 0, run }
     };
     Ok(ways().into_iter().map(candidate).collect())
 }
 
 /// Brings it the image; gives the id that it has there.
 fn load(globals: &[String], archive: &Path) -> Result<String, String> {
-    let mut pull = Command::new("podman");
+    let mut pull = Command::new(&globals[0]);
     pull.args(&globals[1..]).args(["pull", "-q"]).arg(format!("oci-archive:{}", archive.display()));
     let output = pull.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();

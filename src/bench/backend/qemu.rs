@@ -3,18 +3,15 @@
 
 use coracle_protocol::{BOOT_STAGE_READY, BOOT_TIMER_PORT};
 
-use super::super::machine::version;
 use super::super::measure::Until;
 use super::guest::MEMORY_MIB;
-use super::{Backend, Kind, Run, Workload};
+use super::{Backend, Choice, Run, Workload};
 use crate::cache;
 use crate::vmm::host::{Host, Vendor};
 
-const PROGRAM: &str = "qemu-system-x86_64";
-
 /// The one way to run it.
-pub fn candidates(workload: &Workload) -> Result<Vec<Backend>, String> {
-    let version = version(PROGRAM).ok_or("it is not installed: apt-get install qemu-system-x86")?;
+pub fn candidates(choice: &Choice, workload: &Workload) -> Result<Vec<Backend>, String> {
+    let version = choice.version()?;
     let host = Host::detect();
     // PVM has no way to hide this from a guest, and QEMU refuses to promise it.
     let cpu = if host.vendor == Vendor::Pvm { "host,-arch-capabilities" } else { "host" };
@@ -29,7 +26,7 @@ pub fn candidates(workload: &Workload) -> Result<Vec<Backend>, String> {
         (MEMORY_MIB.to_string(), path(cache::guest_kernel()), path(cache::guest_initramfs()));
     let port = format!("isa-debugcon,iobase={BOOT_TIMER_PORT:#x},chardev=timer");
     let words = [
-        &[PROGRAM, "-M", "microvm,pit=off,pic=off,rtc=off,acpi=off,isa-serial=off", "-enable-kvm"][..],
+        &[&choice.program, "-M", "microvm,pit=off,pic=off,rtc=off,acpi=off,isa-serial=off", "-enable-kvm"][..],
         &["-cpu", cpu, "-smp", "1", "-m", &memory, "-nodefaults", "-no-user-config", "-no-reboot"],
         &["-display", "none", "-global", "virtio-mmio.force-legacy=off", "-device", "virtio-rng-device"],
         &["-device", "virtio-balloon-device,free-page-reporting=on"],
@@ -39,7 +36,7 @@ pub fn candidates(workload: &Workload) -> Result<Vec<Backend>, String> {
         &["-chardev", "stdio,id=timer,signal=off", "-device", &port],
     ];
     Ok(vec![Backend {
-        kind: Kind::QemuMicrovm,
+        choice: choice.clone(),
         command: words.concat().into_iter().map(str::to_owned).collect(),
         version,
         notes: vec![

@@ -36,7 +36,7 @@ pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, Strin
     command.push(workload.image.id.hex().to_owned());
     command.extend(workload.words.iter().cloned());
     Ok(vec![Backend {
-        kind,
+        choice: kind.into(),
         command,
         version: concat!("coracle ", env!("CARGO_PKG_VERSION")).to_owned(),
         notes: Vec::new(),

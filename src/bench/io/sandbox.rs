@@ -104,7 +104,8 @@ impl Sandbox {
                 (ground.image.to_owned(), ours)
             }
             Kind::Podman => {
-                let (globals, version, image) = podman::prepared(ground.archive, workspace).map_err(Failed::Because)?;
+                let (globals, version, image) =
+                    podman::prepared(&kind.into(), ground.archive, workspace).map_err(Failed::Because)?;
                 for (more, flags, note) in podman::ways() {
                     let limited = !flags.iter().any(|flag| flag == "--cgroups=disabled");
                     let mut notes = words(&["its writable layer lies in memory, which is in its favour"]);
