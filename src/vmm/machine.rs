@@ -16,9 +16,9 @@ use super::boot::{self, CommandLine, Initrd, KernelImage, MmioDevice};
 use super::bus::Bus;
 use super::config::MachineConfig;
 use super::devices::exit::{ExitLine, GuestEnd};
-use super::devices::virtio::interrupt::Interrupt;
-use super::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
+use super::devices::virtio::mmio::{NOTHING_NEW, QUEUE_NOTIFY, Transport};
 use super::devices::virtio::rng::random;
+use super::devices::virtio::{Interrupt, Windows};
 use super::event_loop::EventLoop;
 use super::host::{self, Host};
 use super::layout::{MMIO_BASE, MMIO_WINDOW, PMEM_ALIGN, VIRTIO_GSIS};
@@ -184,7 +184,9 @@ pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &S
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
-    let mut vm = Vm::new(kvm, fd, ram).map_err(refused)?;
+    let windows = Windows::new(attached.virtio.len() + attached.pmem.len());
+    let windows = windows.map_err(|error| Failure::new("cannot make registers for devices", error, "free memory"))?;
+    let mut vm = Vm::new(kvm, fd, ram, &windows).map_err(refused)?;
     place_pmem(&mut vm, attached, ram)?;
     stages.mark(Stage::MemoryReady);
 
@@ -194,7 +196,7 @@ pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &S
     let mut places = Vec::with_capacity(attached.virtio.len());
     for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
         let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
-        let transport = connect(&vm, device, number, address, gsi, ram, &device_events)?;
+        let transport = connect(&vm, device, number, &windows, gsi, ram, &device_events)?;
         mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
         transports.push(transport);
         places.push(MmioDevice { address, size: MMIO_WINDOW, gsi });
@@ -234,7 +236,7 @@ fn connect(
     vm: &Vm,
     device: Box<dyn super::devices::virtio::VirtioDevice>,
     number: u16,
-    address: u64,
+    windows: &Arc<Windows>,
     gsi: u32,
     ram: &Arc<Ram>,
     events: &Arc<EventLoop>,
@@ -242,9 +244,12 @@ fn connect(
     let no_fd = |error| Failure::new("cannot attach a device", error, "raise the limit of open files (`ulimit -n`)");
     let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(no_fd)?;
     vm.connect_interrupt(&line, gsi).map_err(refused)?;
-    let transport =
-        Transport::new(device, number, Arc::clone(ram), Arc::clone(events), Interrupt::new(line)).map_err(no_fd)?;
+    let (memory, events, window) = (Arc::clone(ram), Arc::clone(events), windows.window(number));
+    let transport = Transport::new(device, number, memory, events, Interrupt::new(line), window).map_err(no_fd)?;
+    let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
     vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
+    let (offset, value) = NOTHING_NEW;
+    vm.absorb(address + offset, value).map_err(refused)?;
     Ok(Arc::new(transport))
 }
 

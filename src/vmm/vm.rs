@@ -10,8 +10,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::arch;
 use super::arch::state::VmState;
+use super::devices::virtio::Windows;
 use super::devices::virtio::pmem::ReadOnlyMapping;
-use super::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+use super::layout::{KVM_IDENTITY_MAP, KVM_TSS, MMIO_BASE};
 use super::memory::Ram;
 
 /// What was asked of KVM and refused.
@@ -40,25 +41,43 @@ pub struct Vm {
     /// Keeps what the slots point to mapped as long as the VM lives.
     ram: Option<Arc<Ram>>,
     mappings: Vec<Arc<ReadOnlyMapping>>,
+    _windows: Arc<Windows>,
+    /// Takes notifications for nobody, who reads them never: it counts to where it stays.
+    nobody: EventFd,
 }
 
 impl Vm {
-    /// Gives the new VM `fd` its RAM, then interrupt controllers in the kernel.
+    /// Gives the new VM `fd` its RAM and what drivers read of registers, then interrupt controllers in the kernel.
     ///
     /// In this order: KVM waits for an SRCU grace period at each change of memory and of buses, and a change of memory
     /// that follows one of buses waits longest.
     ///
     /// # Errors
     /// KVM's, with what was being done.
-    pub fn new(kvm: Kvm, fd: VmFd, ram: &Arc<Ram>) -> Result<Self, VmError> {
+    pub fn new(kvm: Kvm, fd: VmFd, ram: &Arc<Ram>, windows: &Arc<Windows>) -> Result<Self, VmError> {
         // Only Intel processors without "unrestricted guest" use these, and the addresses have to be set before vCPUs.
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(doing("placing the identity map"))?;
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
         fd.set_tss_address(tss).map_err(doing("placing the task state segment"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("asking for the supported CPUID"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        let mut vm = Self { fd, kvm, cpuid, tsc_deadline, slots: 0, ram: None, mappings: Vec::new() };
+        let no_fd = |error: std::io::Error| kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(libc::EMFILE));
+        let nobody = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let nobody = nobody.map_err(no_fd).map_err(doing("making a descriptor"))?;
+        let mut vm = Self {
+            nobody,
+            fd,
+            kvm,
+            cpuid,
+            tsc_deadline,
+            slots: 0,
+            ram: None,
+            mappings: Vec::new(),
+            _windows: Arc::clone(windows),
+        };
         vm.add_ram(ram)?;
+        // SAFETY: they are as long as they say, and `vm` keeps them until the VM is gone.
+        unsafe { vm.add_slot(MMIO_BASE, windows.host_address(), windows.length(), KVM_MEM_READONLY) }?;
         vm.fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
         Ok(vm)
     }
@@ -118,6 +137,16 @@ impl Vm {
         let set = |level| self.fd.set_irq_line(gsi, level).map_err(doing("raising an interrupt"));
         set(true)?;
         set(false)
+    }
+
+    /// Has 32-bit guest writes of `value` to `address` do nothing, without an exit.
+    ///
+    /// # Errors
+    /// KVM's.
+    pub fn absorb(&self, address: u64, value: u32) -> Result<(), VmError> {
+        self.fd
+            .register_ioevent(&self.nobody, &IoEventAddress::Mmio(address), value)
+            .map_err(doing("leaving writes aside"))
     }
 
     /// Makes 32-bit guest writes of 0, 1, ... to `address` signal the descriptors of `kicks`, in order, without an exit.

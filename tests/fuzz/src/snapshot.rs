@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use coracle::vmm::devices::virtio::Interrupt;
+use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::devices::virtio::mmio::Transport;
 use coracle::vmm::devices::virtio::rng::Rng;
 use coracle::vmm::event_loop::EventLoop;
@@ -38,8 +38,9 @@ fn good() -> &'static [u8] {
 fn transport() -> Transport {
     let memory = memory::allocate(16 << 20).expect("memory");
     let events = Arc::new(EventLoop::new().expect("an epoll set"));
+    let window = Windows::new(1).expect("memory").window(0);
     let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
-    Transport::new(Box::new(Rng::new()), 0, memory, events, interrupt).expect("a transport")
+    Transport::new(Box::new(Rng::new()), 0, memory, events, interrupt, window).expect("a transport")
 }
 
 fuzz_target!(|input: Input| {

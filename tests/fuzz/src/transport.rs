@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use coracle::vmm::bus::BusDevice;
-use coracle::vmm::devices::virtio::Interrupt;
+use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::devices::virtio::mmio::Transport;
 use coracle::vmm::devices::virtio::rng::Rng;
 use coracle::vmm::event_loop::{EventLoop, Token};
@@ -16,8 +16,9 @@ use vmm_sys_util::eventfd::EventFd;
 fuzz_target!(|accesses: Vec<(u16, u8, u64, bool)>| {
     let memory = memory::allocate(16 << 20).expect("memory");
     let events = Arc::new(EventLoop::new().expect("an epoll set"));
+    let window = Windows::new(1).expect("memory").window(0);
     let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
-    let transport = Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt).expect("a transport");
+    let transport = Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt, window).expect("a transport");
     for (offset, width, value, write) in accesses.iter().take(256) {
         let mut data = value.to_le_bytes();
         let data = &mut data[..usize::from(width % 8) + 1];

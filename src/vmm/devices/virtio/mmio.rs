@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::interrupt::Interrupt;
 use super::queue::QueueConfig;
 use super::state::{QueueState, TransportState};
-use super::{DeviceError, QueueError, RestoreError, Session, VirtioDevice};
+use super::{DeviceError, QueueError, RestoreError, Session, VirtioDevice, Window};
 use crate::vmm::bus::BusDevice;
 use crate::vmm::event_loop::{EventLoop, Token};
 use crate::vmm::guest_log::guest_warn;
@@ -44,6 +44,8 @@ mod register {
     pub const QUEUE_DEVICE_LOW: u64 = 0xa0;
     pub const QUEUE_DEVICE_HIGH: u64 = 0xa4;
     pub const SHM_LENGTH_LOW: u64 = 0xb0;
+    pub const SHM_LENGTH_HIGH: u64 = 0xb4;
+    pub const SHM_BASE_LOW: u64 = 0xb8;
     pub const SHM_BASE_HIGH: u64 = 0xbc;
     pub const CONFIG_GENERATION: u64 = 0xfc;
     pub const CONFIG: u64 = 0x100;
@@ -65,14 +67,42 @@ pub const QUEUE_NOTIFY: u64 = register::QUEUE_NOTIFY;
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 /// "Cora": tells a curious driver whose device it is; no driver matches on it.
 const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
-/// Bytes of the configuration space that a snapshot compares: all of the largest, a disk's.
-const COMPARED_CONFIG: usize = 64;
+/// Bytes of the configuration space: all of the largest, a disk's.
+const CONFIG_SIZE: usize = 64;
 const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// `InterruptStatus` bit: a queue has used buffers (virtio 1.3 §4.2.2).
+///
+/// It is set as long as there is a driver: what is never cleared needs neither our word when an interrupt is raised, nor
+/// an exit when one is acknowledged. A driver that looks at its queues for nothing loses little. An interrupt is an edge,
+/// and not held by this bit.
+const USED_RING: u32 = 1;
+/// `InterruptStatus` bit: the configuration changed.
+const CONFIG_CHANGE: u32 = 2;
+/// What is written to acknowledge the first alone, which changes nothing, and where.
+pub const NOTHING_NEW: (u64, u32) = (register::INTERRUPT_ACK, USED_RING);
+/// Registers that can be read.
+const READABLE: [u64; 14] = [
+    register::MAGIC,
+    register::VERSION,
+    register::DEVICE_ID,
+    register::VENDOR_ID,
+    register::DEVICE_FEATURES,
+    register::QUEUE_SIZE_MAX,
+    register::QUEUE_READY,
+    register::INTERRUPT_STATUS,
+    register::STATUS,
+    register::SHM_LENGTH_LOW,
+    register::SHM_LENGTH_HIGH,
+    register::SHM_BASE_LOW,
+    register::SHM_BASE_HIGH,
+    register::CONFIG_GENERATION,
+];
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// A virtio device behind a window of MMIO registers.
 pub struct Transport {
     interrupt: Interrupt,
+    window: Window,
     ignored: AtomicU64,
     state: Mutex<State>,
 }
@@ -84,6 +114,11 @@ struct State {
     events: Arc<EventLoop>,
     kicks: Vec<Arc<EventFd>>,
     interrupt: Interrupt,
+    window: Window,
+    /// `ConfigGeneration`: differs after each configuration change (virtio 1.3 §2.5.1).
+    generation: u32,
+    /// A change of it that the driver has not acknowledged.
+    config_changed: bool,
     device_features_select: u32,
     driver_features_select: u32,
     driver_features: u64,
@@ -94,7 +129,8 @@ struct State {
 }
 
 impl Transport {
-    /// Puts `device` behind registers. `number` is its place on the bus, `interrupt` its line.
+    /// Puts `device` behind registers, of which the driver reads `window`. `number` is its place on the bus, `interrupt` its
+    /// line.
     ///
     /// # Errors
     /// The kernel's, where it gives no eventfd.
@@ -104,6 +140,7 @@ impl Transport {
         memory: Arc<Ram>,
         events: Arc<EventLoop>,
         interrupt: Interrupt,
+        window: Window,
     ) -> std::io::Result<Self> {
         let queues: Vec<_> = device.queue_sizes().iter().copied().map(QueueConfig::new).collect();
         let kick = |_| Ok(Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
@@ -115,6 +152,9 @@ impl Transport {
             events,
             kicks,
             interrupt: interrupt.clone(),
+            window: window.clone(),
+            generation: 0,
+            config_changed: false,
             device_features_select: 0,
             driver_features_select: 0,
             driver_features: 0,
@@ -123,7 +163,8 @@ impl Transport {
             status: 0,
             session: None,
         };
-        Ok(Self { interrupt, ignored: AtomicU64::new(0), state: Mutex::new(state) })
+        state.publish();
+        Ok(Self { interrupt, window, ignored: AtomicU64::new(0), state: Mutex::new(state) })
     }
 
     /// One eventfd a queue, in order: what `QueueNotify` writes of the queue's number are to trigger.
@@ -203,38 +244,28 @@ impl Transport {
 
 impl BusDevice for Transport {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        if offset == register::INTERRUPT_STATUS {
-            // Without the lock: the event loop may hold it while it serves a long queue.
-            return write_register(data, self.interrupt.status());
-        }
-        let state = self.lock();
-        match offset.checked_sub(register::CONFIG).map(usize::try_from) {
-            Some(Ok(offset)) => state.device.read_config(offset, data),
-            _ => write_register(data, state.read(offset)),
-        }
+        self.window.load(offset, data);
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let Some(Ok(offset)) = offset.checked_sub(register::CONFIG).map(usize::try_from) {
             let state = &mut *self.lock();
-            return state.device.write_config(offset, data, state.session.as_mut());
+            state.device.write_config(offset, data, state.session.as_mut());
+            return state.publish();
         }
         let Ok(value) = data.try_into().map(u32::from_le_bytes) else {
             return self.ignore(format_args!("{} bytes at {offset:#x}", data.len()));
         };
-        if offset == register::INTERRUPT_ACK {
-            return self.interrupt.acknowledge(value);
+        if (offset, value) == NOTHING_NEW {
+            return;
         }
-        if !self.lock().write(offset, value) {
+        let mut state = self.lock();
+        let allowed = state.write(offset, value);
+        state.publish();
+        drop(state);
+        if !allowed {
             self.ignore(format_args!("{value:#x} at {offset:#x} in this state"));
         }
-    }
-}
-
-/// Registers are 32 bits wide; narrower reads are not allowed (virtio 1.3 §4.2.2.2) and give zeroes.
-fn write_register(data: &mut [u8], value: u32) {
-    if data.len() == 4 {
-        data.copy_from_slice(&value.to_le_bytes());
     }
 }
 
@@ -267,11 +298,26 @@ impl State {
             register::DEVICE_FEATURES => half(self.offered(), self.device_features_select),
             register::QUEUE_SIZE_MAX => self.selected().map_or(0, |queue| queue.max().get().into()),
             register::QUEUE_READY => self.selected().is_some_and(|queue| queue.ready).into(),
+            register::INTERRUPT_STATUS => {
+                let driven = if self.status & status::DRIVER_OK != 0 { USED_RING } else { 0 };
+                driven | if self.config_changed { CONFIG_CHANGE } else { 0 }
+            }
             register::STATUS => self.status,
             // No shared memory regions: length and base read as all ones (virtio 1.3 §4.2.2.1).
             register::SHM_LENGTH_LOW..=register::SHM_BASE_HIGH => u32::MAX,
-            register::CONFIG_GENERATION => self.interrupt.generation(),
+            register::CONFIG_GENERATION => self.generation,
             _ => 0,
+        }
+    }
+
+    /// Lets the driver read what is so now.
+    ///
+    /// The generation comes last. A driver that reads while this goes on may have fields of two generations and see none
+    /// of it change: no field that changes is of more than 32 bits, which are set at once, and an interrupt follows.
+    fn publish(&self) {
+        self.window.store_bytes(register::CONFIG, &self.config());
+        for offset in READABLE {
+            self.window.store(offset, self.read(offset));
         }
     }
 
@@ -283,6 +329,7 @@ impl State {
             register::DRIVER_FEATURES => return self.write_features(value),
             register::QUEUE_SELECT => self.queue_select = value,
             register::QUEUE_NOTIFY => return self.notify(value),
+            register::INTERRUPT_ACK => self.config_changed &= value & CONFIG_CHANGE == 0,
             register::STATUS => return self.write_status(value),
             register::QUEUE_SIZE | register::QUEUE_READY | register::QUEUE_DESC_LOW..=register::QUEUE_DEVICE_HIGH => {
                 return self.write_queue(offset, value);
@@ -417,7 +464,9 @@ impl State {
             let _ = kick.read();
         }
         self.queues = self.device.queue_sizes().iter().copied().map(QueueConfig::new).collect();
-        self.interrupt.clear();
+        // A change that nobody heard of is no news to the next driver.
+        self.interrupt.take_change();
+        self.config_changed = false;
         self.status = 0;
         self.driver_features = 0;
         self.device_features_select = 0;
@@ -447,17 +496,24 @@ impl State {
             driver_features: self.driver_features,
             queue_select: self.queue_select,
             status: self.status,
-            interrupt_status: self.interrupt.status(),
-            generation: self.interrupt.generation(),
+            interrupt_status: self.pending(),
+            generation: self.generation,
             active: self.session.is_some(),
             queues: queues.collect(),
-            config: self.config(),
+            config: self.config().into(),
             device: self.device.state(),
         }
     }
 
-    fn config(&self) -> Vec<u8> {
-        let mut config = vec![0; COMPARED_CONFIG];
+    /// Of what an interrupt may still be on its way.
+    fn pending(&self) -> u32 {
+        let unseen =
+            self.session.iter().flat_map(|session| session.queues.iter().flatten()).any(|queue| !queue.is_seen());
+        (if unseen { USED_RING } else { 0 }) | if self.config_changed { CONFIG_CHANGE } else { 0 }
+    }
+
+    fn config(&self) -> [u8; CONFIG_SIZE] {
+        let mut config = [0; CONFIG_SIZE];
         self.device.read_config(0, &mut config);
         config
     }
@@ -488,15 +544,22 @@ impl State {
             (queue.size, queue.ready) = (saved.size, saved.ready);
             (queue.descriptors, queue.available, queue.used) = (saved.descriptors, saved.available, saved.used);
         }
-        self.interrupt.restore(saved.interrupt_status, saved.generation);
+        self.generation = saved.generation;
+        self.config_changed = saved.interrupt_status & CONFIG_CHANGE != 0;
+        // The line's own edge may have been on its way.
+        if saved.interrupt_status & (USED_RING | CONFIG_CHANGE) != 0 {
+            self.interrupt.raise();
+        }
         if saved.active {
             self.resume_session(saved)?;
         } else {
             self.device.restore(&saved.device, None)?;
         }
-        if self.session.is_some() && self.config() != saved.config {
+        if self.session.is_some() && self.config()[..] != saved.config {
             self.interrupt.config_change();
         }
+        self.settle(Ok(()));
+        self.publish();
         Ok(())
     }
 
@@ -523,13 +586,21 @@ impl State {
         Ok(())
     }
 
-    /// An error ends the session and asks the driver for a reset; the rest of the VM does not notice.
+    /// Tells the driver where a call of the device has changed its configuration. An error ends the session and asks the
+    /// driver for a reset; the rest of the VM does not notice.
     fn settle(&mut self, result: Result<(), DeviceError>) {
-        let Err(error) = result else { return };
-        guest_warn(format_args!("{} device {} needs a reset: {error}", self.device.name(), self.number));
-        self.end_session();
-        self.status |= status::NEEDS_RESET;
-        self.interrupt.config_change();
+        if let Err(error) = result {
+            guest_warn(format_args!("{} device {} needs a reset: {error}", self.device.name(), self.number));
+            self.end_session();
+            self.status |= status::NEEDS_RESET;
+            self.interrupt.config_change();
+        }
+        if self.interrupt.take_change() {
+            self.generation = self.generation.wrapping_add(1);
+            self.config_changed = true;
+            self.publish();
+            self.interrupt.raise();
+        }
     }
 }
 

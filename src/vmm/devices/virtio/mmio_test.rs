@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-use super::super::{DeviceState, QueueSize};
+use super::super::{DeviceState, QueueSize, Windows};
 use super::*;
 use crate::vmm::memory;
 use proptest::prelude::*;
@@ -50,7 +50,8 @@ impl Fixture {
         let events = Arc::new(EventLoop::new().unwrap());
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let memory = memory::allocate(16 << 20).unwrap();
-        let transport = Transport::new(device, 3, memory, Arc::clone(&events), interrupt).unwrap();
+        let window = Windows::new(1).unwrap().window(0);
+        let transport = Transport::new(device, 3, memory, Arc::clone(&events), interrupt, window).unwrap();
         Self { transport, events, seen, resets }
     }
 
@@ -149,8 +150,13 @@ fn bad_rings_end_in_needs_reset_and_a_reset_mends_it() {
     fixture.write(register::QUEUE_READY, 1);
     fixture.write(register::STATUS, 15);
     assert_eq!(fixture.read(register::STATUS), 15 | status::NEEDS_RESET);
-    assert_eq!(fixture.read(register::INTERRUPT_STATUS), 2);
+    assert_eq!(fixture.read(register::INTERRUPT_STATUS), 3);
+    fixture.write(register::INTERRUPT_ACK, 1);
+    assert_eq!(fixture.read(register::INTERRUPT_STATUS), 3);
+    fixture.write(register::INTERRUPT_ACK, 3);
+    assert_eq!(fixture.read(register::INTERRUPT_STATUS), 1);
     fixture.write(register::STATUS, 0);
+    assert_eq!(fixture.read(register::INTERRUPT_STATUS), 0);
     assert_eq!(fixture.read(register::STATUS), 0);
     fixture.start();
     assert_eq!(fixture.read(register::STATUS), 15);
@@ -246,7 +252,7 @@ fn a_device_that_is_another_now_says_so() {
     let (after, mut saved) = (Fixture::new(), good);
     saved.config[0] = 9;
     after.transport.restore(&saved).unwrap();
-    assert_eq!(after.read(register::INTERRUPT_STATUS), 2);
+    assert_eq!(after.read(register::INTERRUPT_STATUS), 3);
     assert_eq!(after.read(register::CONFIG_GENERATION), saved.generation + 1);
 }
 

@@ -14,6 +14,7 @@ pub mod mmio;
 pub mod net;
 pub mod pmem;
 pub mod queue;
+pub mod registers;
 pub mod rng;
 pub mod state;
 #[cfg(any(test, feature = "fake-driver"))]
@@ -31,6 +32,7 @@ use super::super::memory::Ram;
 pub use chain::{Chain, ChainError};
 pub use interrupt::Interrupt;
 pub use queue::{Queue, QueueError, QueueSize};
+pub use registers::{Window, Windows};
 pub use state::{DeviceState, RestoreError};
 
 /// Device types (virtio 1.3 §5).

@@ -287,16 +287,26 @@ impl Queue {
         }
         // The used index must be visible before the driver's wish is read, or both sides wait for each other.
         fence(Ordering::SeqCst);
-        let event_idx = self.ring.event_idx_enabled();
-        let offset = if event_idx { 4 + 2 * u64::from(self.size.get()) } else { 0 };
-        let place = GuestAddress(self.ring.avail_ring() + offset);
-        let load = self.memory.load(place, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory);
-        let wish = u16::from_le(load?);
-        if event_idx {
+        let wish = self.drivers_wish()?;
+        if self.ring.event_idx_enabled() {
             Ok(used.wrapping_sub(wish).wrapping_sub(1) < added)
         } else {
             Ok(u32::from(wish) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
+    }
+
+    /// `used_event` where there are event indices, else the flags (virtio 1.3 §2.7.6).
+    fn drivers_wish(&self) -> Result<u16, QueueError> {
+        let offset = if self.ring.event_idx_enabled() { 4 + 2 * u64::from(self.size.get()) } else { 0 };
+        let place = GuestAddress(self.ring.avail_ring() + offset);
+        let load = self.memory.load(place, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory);
+        Ok(u16::from_le(load?))
+    }
+
+    /// Whether the driver has seen all that was given back, and says so by waiting for the next. Without event indices it
+    /// says nothing.
+    pub fn is_seen(&self) -> bool {
+        self.ring.event_idx_enabled() && self.drivers_wish().is_ok_and(|wish| wish == self.ring.next_used())
     }
 
     /// Asks the driver to notify of new chains; `true` where some have come in the meantime.

@@ -99,7 +99,6 @@ impl Fs {
             served.push(Served { rings, kick: kick.as_raw_fd(), call });
         }
         let Some(backend) = &mut self.backend else { return Ok(()) };
-        session.interrupt.share(true);
         match backend.start(&session.memory, session.features, &served) {
             Ok(()) => Ok(()),
             Err(error) => self.lose(&error, session),
@@ -133,8 +132,7 @@ impl Fs {
             // Chains may have come meanwhile.
             queue.reschedule();
         }
-        // For what it had done and not told yet; and for what it had told and the driver has not looked at, the interrupt
-        // stays shared.
+        // For what it had done and not told yet.
         session.interrupt.used_ring();
         Ok(())
     }
