@@ -30,7 +30,7 @@ pub const USED: &[Capability] = capabilities! {
     true KVM_CAP_IRQFD "IRQFD" "interrupts by eventfd";
     true KVM_CAP_IOEVENTFD "IOEVENTFD" "queue notifications without leaving the kernel";
     true KVM_CAP_IMMEDIATE_EXIT "IMMEDIATE_EXIT" "pausing vCPUs without a race";
-    true KVM_CAP_READONLY_MEM "READONLY_MEM" "memory that the guest cannot write (pmem images)";
+    true KVM_CAP_READONLY_MEM "READONLY_MEM" "memory that the guest cannot write: registers, pmem images";
     true KVM_CAP_EXT_CPUID "EXT_CPUID" "CPU features as KVM supports them";
     true KVM_CAP_MP_STATE "MP_STATE" "secondary vCPUs that wait to be started";
     false KVM_CAP_SET_TSS_ADDR "SET_TSS_ADDR" "real mode on VMX";

@@ -175,6 +175,34 @@ fn a_reset_ends_the_session_once() {
 }
 
 #[test]
+fn what_a_driver_reads_is_memory() {
+    let fixture = Fixture::new();
+    let window = fixture.transport.window.clone();
+    let read = |offset| {
+        let mut data = [0; 4];
+        window.load(offset, &mut data);
+        u32::from_le_bytes(data)
+    };
+    assert_eq!((read(register::MAGIC), read(register::DEVICE_ID), read(register::STATUS)), (0x7472_6976, 42, 0));
+    // What is selected is read at once.
+    assert_eq!(read(register::DEVICE_FEATURES), 1 << 5 | 3 << 28);
+    fixture.write(register::DEVICE_FEATURES_SELECT, 1);
+    assert_eq!(read(register::DEVICE_FEATURES), 1);
+    assert_eq!(read(register::QUEUE_SIZE_MAX), 256);
+    fixture.write(register::QUEUE_SELECT, 1);
+    assert_eq!(read(register::QUEUE_SIZE_MAX), 0);
+    fixture.start();
+    assert_eq!((read(register::STATUS), read(register::QUEUE_READY), read(register::INTERRUPT_STATUS)), (15, 1, 1));
+    // A change is there to be read when its interrupt comes.
+    fixture.transport.interrupt().config_change();
+    assert!(fixture.transport.interrupt().line().read().is_err());
+    fixture.write(register::QUEUE_NOTIFY, 0);
+    fixture.run_events();
+    assert!(fixture.transport.interrupt().line().read().is_ok());
+    assert_eq!((read(register::CONFIG_GENERATION), read(register::INTERRUPT_STATUS)), (1, 3));
+}
+
+#[test]
 fn configuration_is_read_at_any_width_and_ends() {
     let fixture = Fixture::new();
     let mut data = [0; 8];

@@ -442,8 +442,13 @@ mod tests {
             assert_eq!(raised(&driver), wanted, "{event}");
             queue.notify_driver().unwrap();
             assert!(!raised(&driver), "nothing new: {event}");
+            // It has seen all where it waits for the next.
+            assert_eq!(queue.is_seen(), event == queue.position().used, "{event}");
+            driver.write(base + 4 + 2 * 8, &queue.position().used.to_le_bytes());
+            assert!(queue.is_seen(), "{event}");
         }
         let mut plain = driver.queue();
+        assert!(!plain.is_seen(), "it cannot say so");
         for (flag, wanted) in [(0u16, true), (1, false), (0, true)] {
             driver.write(base, &flag.to_le_bytes());
             plain.push_batch(&batch).unwrap();
