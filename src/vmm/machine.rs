@@ -186,7 +186,8 @@ pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &S
     stages.mark(Stage::KvmCreated);
     let windows = Windows::new(attached.virtio.len() + attached.pmem.len());
     let windows = windows.map_err(|error| Failure::new("cannot make registers for devices", error, "free memory"))?;
-    let mut vm = Vm::new(kvm, fd, ram, &windows).map_err(refused)?;
+    let mapped = Host::detect().maps_registers();
+    let mut vm = Vm::new(kvm, fd, ram, mapped.then_some(&windows)).map_err(refused)?;
     place_pmem(&mut vm, attached, ram)?;
     stages.mark(Stage::MemoryReady);
 
@@ -248,8 +249,10 @@ fn connect(
     let transport = Transport::new(device, number, memory, events, Interrupt::new(line), window).map_err(no_fd)?;
     let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
     vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
-    let (offset, value) = NOTHING_NEW;
-    vm.absorb(address + offset, value).map_err(refused)?;
+    if vm.maps_registers() {
+        let (offset, value) = NOTHING_NEW;
+        vm.absorb(address + offset, value).map_err(refused)?;
+    }
     Ok(Arc::new(transport))
 }
 
