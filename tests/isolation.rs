@@ -124,7 +124,8 @@ fn lives(kind: &str) {
     assert!(terminal.contains("30 100\r\n/dev/pts/"), "{terminal}");
     // What it uses, and who runs in it.
     let stats = home.ok(&["stats", "--no-stream", "--format", "{{.PIDs}} {{.MemUsage}}", "box"]);
-    assert!(stats.split(' ').next().unwrap().parse::<u32>().unwrap() >= 3, "{stats}");
+    // The shell, and what `exec` has left; the shell's own `sleep` is not always there.
+    assert!(stats.split(' ').next().unwrap().parse::<u32>().unwrap() >= 2, "{stats}");
     assert!(home.ok(&["top", "box"]).contains("sleep 1000"));
     home.ok(&["pause", "box"]);
     assert_eq!(home.field("box", "{{.State.Status}}"), "paused");
