@@ -43,8 +43,6 @@ pub struct Plan {
     pub seed: u64,
     /// Our own program.
     pub coracle: PathBuf,
-    /// Whether `coracle run` knows `--no-template`.
-    pub templates: bool,
     /// How many starts at once, besides one after the other.
     pub concurrency: Vec<usize>,
     /// Whether to drop the host's cache of files before each run.
@@ -82,7 +80,6 @@ pub fn run(plan: &Plan, store: &Store, tell: &mut dyn FnMut(&str)) -> Result<Rep
         words: plan.words.clone(),
         archive,
         coracle: plan.coracle.clone(),
-        templates: plan.templates,
         networked: plan.networked,
         http: plan.http,
         at_once: plan.concurrency.iter().copied().max().unwrap_or(1),

@@ -11,7 +11,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory, Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use coracle::bench::backend::{Choice, Kind};
 use coracle::bench::comparison::Earlier;
 use coracle::bench::startup::{self, Plan};
@@ -161,12 +161,9 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
     };
     let overrides = Overrides { command: words.clone(), entrypoint: entrypoint.clone(), ..Overrides::default() };
     let process = ProcessSpec::new(&image.config, &overrides, "bench")?;
-    let templates = knows_templates();
     let mut backends = args.backends.clone();
     if backends.is_empty() {
-        // Without templates `vm` is `vm-cold`.
-        let kinds = Kind::ALL.into_iter().filter(|kind| templates || *kind != Kind::VmCold);
-        backends = kinds.map(Choice::from).collect();
+        backends = Kind::ALL.map(Choice::from).into();
     }
     backends.sort_by_key(|choice| Kind::ALL.iter().position(|other| *other == choice.kind));
     backends.dedup();
@@ -185,7 +182,6 @@ fn startup(args: &StartupArgs) -> anyhow::Result<ExitCode> {
         warm_up: args.warm_up.into(),
         seed: args.seed.map_or_else(schedule::any_seed, Ok)?,
         coracle: env::current_exe()?,
-        templates,
         concurrency: args.concurrency.iter().map(|&at_once| at_once.into()).collect(),
         cold_caches: args.cold,
         only_times: args.only_times,
@@ -221,13 +217,6 @@ fn split(args: &StartupArgs) -> (&str, &[String]) {
         // clap asks for one of the two.
         (None, []) => ("", &[]),
     }
-}
-
-/// Whether our own `run` has the flag that avoids templates.
-fn knows_templates() -> bool {
-    let command = super::Cli::command();
-    let run = command.find_subcommand("run");
-    run.is_some_and(|run| run.get_arguments().any(|argument| argument.get_long() == Some("no-template")))
 }
 
 #[cfg(test)]

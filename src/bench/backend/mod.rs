@@ -49,8 +49,6 @@ pub struct Workload {
     pub archive: PathBuf,
     /// Our own program.
     pub coracle: PathBuf,
-    /// Whether `coracle run` knows `--no-template`.
-    pub templates: bool,
     /// Most starts at once.
     pub at_once: usize,
     /// Whether those that can have a network have their default one, rather than none.

@@ -13,9 +13,6 @@ use crate::network::{self, DEFAULT};
 /// The one way to run it.
 pub fn candidates(kind: Kind, workload: &Workload) -> Result<Vec<Backend>, String> {
     let cold = kind == Kind::VmCold;
-    if cold && !workload.templates {
-        return Err("this release has no templates: `vm` is cold already".to_owned());
-    }
     let mut command = vec![workload.coracle.display().to_string()];
     // One that has waited has done beforehand, and outside of what is counted, what is to be measured.
     command.extend(["run", "--rm", "--no-spare"].map(str::to_owned));
