@@ -22,7 +22,7 @@ fn starts_of_vm_and_container_are_measured() {
         "--seed",
         "7",
         "--backends",
-        "vm,crun,vmm",
+        "vm,vm-cold,crun,vmm",
         "--format",
         "json",
     ];
@@ -31,9 +31,9 @@ fn starts_of_vm_and_container_are_measured() {
     let report: Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!((&report["schema"], &report["version"]), (&"coracle-bench-startup".into(), &1.into()));
     assert_eq!((&report["complete"], &report["seed"]), (&true.into(), &7.into()), "{stdout}");
-    let [vm, crun, vmm] = report["backends"].as_array().unwrap().as_slice() else { panic!("{stdout}") };
+    let [vm, cold, crun, vmm] = report["backends"].as_array().unwrap().as_slice() else { panic!("{stdout}") };
     // What is weighed and counted: exactly where nothing waits for anything else, and of a VM alone what only VMs have.
-    for one in [vm, crun, vmm] {
+    for one in [vm, cold, crun, vmm] {
         assert!(one["systemCalls"]["median"].as_u64().unwrap() > 100 && one["systemCalls"]["n"] == 2, "{one}");
         let [settled, peak] = ["settled", "peak"].map(|figure| one["weight"][figure].as_u64().unwrap());
         assert!(64 << 10 < settled && settled <= peak && peak < 256 << 20, "{one}");
@@ -42,7 +42,7 @@ fn starts_of_vm_and_container_are_measured() {
     assert!(vm["userExits"]["min"].as_u64().unwrap() > 0, "{vm}");
     let counted = if report["host"]["kind"] == "PVM" { "kernelInstructions" } else { "exits" };
     assert!(vm[counted]["min"].as_u64().unwrap() > 1000 && crun[counted].is_null(), "{vm}");
-    for one in [vm, crun] {
+    for one in [vm, cold, crun] {
         let [first, exit] = ["firstByte", "exit"].map(|figure| one[figure]["medianNs"].as_u64().unwrap());
         assert!(0 < first && first <= exit, "{one}");
         assert_eq!(one["samples"].as_array().unwrap().len(), 2);
@@ -57,7 +57,7 @@ fn starts_of_vm_and_container_are_measured() {
     let saved: Value = serde_json::from_slice(&std::fs::read(folder.join("result.json")).unwrap()).unwrap();
     assert_eq!(saved, report);
     assert!(std::fs::read_to_string(folder.join("index.html")).unwrap().contains("</html>"));
-    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 2 * 3 * 2);
+    assert_eq!(std::fs::read_to_string(folder.join("runs.csv")).unwrap().lines().count(), 1 + 2 * 4 * 2);
     assert_eq!(home.left(), 0);
     assert_eq!(home.ok(&["ps", "-aq"]), "");
 }
