@@ -86,11 +86,12 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     // thread's, which begins a little later.
     let make = || {
         let mut attached = Attached::open(&config, &stages)?;
-        let wired = wire(&mut attached, &ram, cpus, &stages)?;
+        let host = Host::detect();
+        let wired = wire(&mut attached, &ram, cpus, &host, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
             arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
         }
-        Ok::<_, Failure>((Host::detect(), attached, wired))
+        Ok::<_, Failure>((host, attached, wired))
     };
     let (loaded, made) = thread::scope(|scope| {
         let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
@@ -180,14 +181,19 @@ pub(super) struct Wired {
 ///
 /// # Errors
 /// What KVM or the system refuses.
-pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
+pub(super) fn wire(
+    attached: &mut Attached,
+    ram: &Arc<Ram>,
+    cpus: u8,
+    host: &Host,
+    stages: &Stages,
+) -> Result<Wired, Failure> {
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
     let windows = Windows::new(attached.virtio.len() + attached.pmem.len());
     let windows = windows.map_err(|error| Failure::new("cannot make registers for devices", error, "free memory"))?;
-    let mapped = Host::detect().maps_registers();
-    let mut vm = Vm::new(kvm, fd, ram, mapped.then_some(&windows)).map_err(refused)?;
+    let mut vm = Vm::new(kvm, fd, ram, host.maps_registers().then_some(&windows)).map_err(refused)?;
     place_pmem(&mut vm, attached, ram)?;
     stages.mark(Stage::MemoryReady);
 
@@ -196,7 +202,7 @@ pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &S
     let mut transports = Vec::with_capacity(attached.virtio.len());
     let mut places = Vec::with_capacity(attached.virtio.len());
     for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
-        let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
+        let address = window_address(number);
         let transport = connect(&vm, device, number, &windows, gsi, ram, &device_events)?;
         mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
         transports.push(transport);
@@ -233,6 +239,11 @@ fn new_event_set() -> Result<Arc<EventLoop>, Failure> {
     EventLoop::new().map(Arc::new).map_err(|error| Failure::new("cannot make the event loop", error, advice))
 }
 
+/// Where the window of device `number` is.
+fn window_address(number: u16) -> u64 {
+    MMIO_BASE + u64::from(number) * MMIO_WINDOW
+}
+
 fn connect(
     vm: &Vm,
     device: Box<dyn super::devices::virtio::VirtioDevice>,
@@ -247,7 +258,7 @@ fn connect(
     vm.connect_interrupt(&line, gsi).map_err(refused)?;
     let (memory, events, window) = (Arc::clone(ram), Arc::clone(events), windows.window(number));
     let transport = Transport::new(device, number, memory, events, Interrupt::new(line), window).map_err(no_fd)?;
-    let address = MMIO_BASE + u64::from(number) * MMIO_WINDOW;
+    let address = window_address(number);
     vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
     if vm.maps_registers() {
         let (offset, value) = NOTHING_NEW;

@@ -47,7 +47,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Gives the new VM `fd` its RAM and, where it is to map them, what drivers read of registers, then interrupt controllers in the kernel.
+    /// Gives the new VM `fd` its RAM and, where it is to map them, what drivers read of registers, then interrupt
+    /// controllers in the kernel.
     ///
     /// In this order: KVM waits for an SRCU grace period at each change of memory and of buses, and a change of memory
     /// that follows one of buses waits longest.

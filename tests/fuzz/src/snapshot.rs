@@ -4,9 +4,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::devices::virtio::mmio::Transport;
 use coracle::vmm::devices::virtio::rng::Rng;
+use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::event_loop::EventLoop;
 use coracle::vmm::memory;
 use coracle::vmm::snapshot::format::{HEADER, VERSION, decode, encode, seal};

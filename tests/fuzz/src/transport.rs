@@ -5,9 +5,9 @@
 use std::sync::Arc;
 
 use coracle::vmm::bus::BusDevice;
-use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::devices::virtio::mmio::Transport;
 use coracle::vmm::devices::virtio::rng::Rng;
+use coracle::vmm::devices::virtio::{Interrupt, Windows};
 use coracle::vmm::event_loop::{EventLoop, Token};
 use coracle::vmm::memory;
 use libfuzzer_sys::fuzz_target;
@@ -18,7 +18,8 @@ fuzz_target!(|accesses: Vec<(u16, u8, u64, bool)>| {
     let events = Arc::new(EventLoop::new().expect("an epoll set"));
     let window = Windows::new(1).expect("memory").window(0);
     let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
-    let transport = Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt, window).expect("a transport");
+    let transport =
+        Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt, window).expect("a transport");
     for (offset, width, value, write) in accesses.iter().take(256) {
         let mut data = value.to_le_bytes();
         let data = &mut data[..usize::from(width % 8) + 1];
