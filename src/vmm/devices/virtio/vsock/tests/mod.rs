@@ -111,18 +111,18 @@ impl Guest {
         refill
     }
 
-    /// Whether the event loop would see the device's descriptor as readable.
-    fn host_is_ready(&self) -> bool {
+    /// Whether the event loop would see the device's descriptor as readable within this time.
+    fn host_is_ready(&self, patience: Duration) -> bool {
         let [source] = self.device.sources()[..] else { panic!("one source") };
         let mut wait = libc::pollfd { fd: source.fd, events: libc::POLLIN, revents: 0 };
         // SAFETY: `wait` is one live structure.
-        unsafe { libc::poll(&raw mut wait, 1, 0) == 1 }
+        unsafe { libc::poll(&raw mut wait, 1, i32::try_from(patience.as_millis()).unwrap()) == 1 }
     }
 
     /// Runs the device as the event loop would, until nothing happens any more.
     fn pump(&mut self) {
         loop {
-            let mut ready = self.host_is_ready();
+            let mut ready = self.host_is_ready(Duration::ZERO);
             if ready {
                 self.device.source_event(0, EventSet::IN, &mut self.session).unwrap();
             }
@@ -164,8 +164,21 @@ impl Guest {
     }
 
     fn receive(&mut self) -> (Header, Vec<u8>) {
-        self.pump();
+        self.gather(1);
         self.inbox.pop_front().expect("a packet to the guest")
+    }
+
+    /// Runs the device until this many packets are in the inbox.
+    ///
+    /// A socket that a test has dropped may stay open for a moment: in the child that another test of this
+    /// program has forked and that has not reached its `exec` yet.
+    fn gather(&mut self, count: usize) {
+        let patience = Duration::from_secs(10);
+        self.pump();
+        while self.inbox.len() < count && self.host_is_ready(patience) {
+            self.pump();
+        }
+        assert!(self.inbox.len() >= count, "{} of {count} packets to the guest", self.inbox.len());
     }
 
     /// The next packet to the guest is this one, without data; gives its flags.
