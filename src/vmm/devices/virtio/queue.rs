@@ -272,10 +272,29 @@ impl Queue {
     /// # Errors
     /// The available ring cannot be read.
     pub fn notify_driver(&mut self) -> Result<(), QueueError> {
-        if self.driver_wants_notification()? {
+        self.interrupt_driver().map(drop)
+    }
+
+    /// [`notify_driver`](Self::notify_driver); `true` where the driver was interrupted. It then looks at all queues.
+    ///
+    /// # Errors
+    /// The available ring cannot be read.
+    pub fn interrupt_driver(&mut self) -> Result<bool, QueueError> {
+        let wanted = self.driver_wants_notification()?;
+        if wanted {
             self.interrupt.used_ring();
         }
-        Ok(())
+        Ok(wanted)
+    }
+
+    /// Chains that were pushed since the driver was last told.
+    pub fn untold(&self) -> u16 {
+        self.ring.next_used().wrapping_sub(self.signalled)
+    }
+
+    /// Takes the driver to know of all that was pushed: an interrupt for another queue of the device has told it.
+    pub fn mark_told(&mut self) {
+        self.signalled = self.ring.next_used();
     }
 
     /// Virtio 1.3 §2.7.7.2. Not the ring's own `needs_notification`, which miscounts batches and ignores the flag.

@@ -5,6 +5,7 @@
 //! frame is the guest's and the host kernel's affair: the TUN driver checks every field of it against the frame, and
 //! refuses (`EINVAL`) or segments in software what the guest made up, so it is passed on unread.
 
+mod acknowledgement;
 mod mac;
 mod receive;
 mod stream;
@@ -15,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_uint};
 use smallvec::SmallVec;
@@ -26,11 +28,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_S_LINK_UP,
 };
 use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::{Chain, DeviceError, Queue, QueueSize, Session, Source, VirtioDevice, copy_config, device_type};
 use crate::vmm::guest_log::guest_warn;
+use acknowledgement::{MAX_ACKNOWLEDGEMENT, is_acknowledgement};
 pub use mac::{MacAddress, MacError};
-use receive::{Format, Link, Receiver};
+use receive::{Format, Link, Receiver, Served};
 pub use stream::{FRAME_STREAM_MTU, FrameStream};
 pub use tap::{NetError, Tap};
 pub use wire::Wire;
@@ -48,8 +52,17 @@ const ORDINARY_FRAME: usize = HEADER + 1522;
 /// driver that is at work already has asked not to be interrupted, so this costs nothing then.
 const NOTIFY_EVERY: usize = 64 << 10;
 
+/// Nobody in the guest waits for the buffers of TCP's acknowledgements, so its driver hears that they are sent with the
+/// next interrupt for another reason: when it is at work anyway. At the latest it does after this time.
+const ACKNOWLEDGEMENTS_PATIENCE: Duration = Duration::from_millis(20);
+/// Or when there are as many of them.
+const ACKNOWLEDGEMENTS: u16 = 32;
+
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+/// Sources of events.
+const WIRE: u16 = 0;
+const TIMER: u16 = 1;
 const QUEUES: [QueueSize; 2] = [QueueSize::DEFAULT; 2];
 /// Frames, and bytes, that are sent for one event; the rest is left for the next.
 const TRANSMIT_BUDGET: u32 = 256;
@@ -119,6 +132,7 @@ pub struct Net {
     receiver: Receiver,
     /// The other end would not take a frame; it is sent when there is room again.
     blocked: bool,
+    sent: Sent,
     /// A refused frame has been told of; the rest is only counted.
     told: bool,
     packets: u64,
@@ -126,8 +140,17 @@ pub struct Net {
     drops: u64,
 }
 
-enum Sent {
-    Yes,
+/// Frames that were sent and of which the driver has not been told yet.
+struct Sent {
+    /// Not acknowledgements alone.
+    awaited: bool,
+    /// Ends the patience with acknowledgements. Where the host gives no timer, there is none.
+    timer: Option<TimerFd>,
+    timed: bool,
+}
+
+enum Outcome {
+    Sent,
     Dropped,
     Blocked,
 }
@@ -177,6 +200,7 @@ impl Net {
             features,
             receiver: Receiver::new(),
             blocked: false,
+            sent: Sent { awaited: false, timer: TimerFd::new().ok(), timed: false },
             told: false,
             packets: 0,
             bytes: 0,
@@ -194,18 +218,48 @@ impl Net {
         before != self.config
     }
 
-    fn settle_link(&mut self, link: Link, session: &Session) {
-        if link == Link::Gone && self.set_link(false) {
+    /// Follows a look at the host's side.
+    fn settle(&mut self, served: Served, session: &mut Session) -> Result<(), DeviceError> {
+        if served.link == Link::Gone && self.set_link(false) {
             log::warn!("the host's end of a guest's network has gone: its link is down");
             session.interrupt.config_change();
         }
+        if served.interrupted {
+            session.queue(TRANSMIT)?.mark_told();
+            self.sent.awaited = false;
+        }
+        Ok(())
     }
 
-    fn transmit(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
+    fn transmit(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         self.blocked = false;
-        let result = self.send_batch(queue);
+        let result = self.send_batch(session.queue(TRANSMIT)?);
         self.blocked |= self.wire.flush();
-        result
+        result?;
+        if matches!(self.wire, Wire::Tap(_)) {
+            // The host's own network has often answered by now, and then one interrupt is for both.
+            let served = self.receiver.readable(&mut self.wire, session.queue(RECEIVE)?)?;
+            self.settle(served, session)?;
+        }
+        self.tell_of_sent(session.queue(TRANSMIT)?)
+    }
+
+    /// Tells the driver of what was sent, or sees to it that it is told of acknowledgements in time.
+    fn tell_of_sent(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
+        let untold = queue.untold();
+        if untold == 0 {
+            return Ok(());
+        }
+        if !self.sent.awaited && untold < ACKNOWLEDGEMENTS {
+            if let Some(timer) = self.sent.timer.as_mut().filter(|_| !self.sent.timed) {
+                self.sent.timed = timer.reset(ACKNOWLEDGEMENTS_PATIENCE, None).is_ok();
+            }
+            if self.sent.timed {
+                return Ok(());
+            }
+        }
+        self.sent.awaited = false;
+        Ok(queue.notify_driver()?)
     }
 
     fn send_batch(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
@@ -218,59 +272,59 @@ impl Net {
                     queue.disable_notification()?;
                     continue;
                 }
-                return Ok(queue.notify_driver()?);
+                return Ok(());
             };
+            if untold >= NOTIFY_EVERY {
+                untold = 0;
+                queue.notify_driver()?;
+            }
             let length = chain.readable_len();
             match self.send(&chain, length)? {
-                Sent::Yes => {
+                Outcome::Sent => {
                     self.packets += 1;
                     self.bytes += (length - HEADER) as u64;
                 }
-                Sent::Dropped => self.drops += 1,
-                Sent::Blocked => {
+                Outcome::Dropped => self.drops += 1,
+                Outcome::Blocked => {
                     queue.undo_pop();
                     self.blocked = true;
-                    return Ok(queue.notify_driver()?);
+                    return Ok(());
                 }
             }
             queue.push(chain.head(), 0)?;
             bytes = bytes.saturating_sub(length);
             untold += length;
-            if untold >= NOTIFY_EVERY {
-                untold = 0;
-                queue.notify_driver()?;
-            }
+            self.sent.awaited = self.sent.awaited || !acknowledges(&chain, length)?;
         }
-        queue.notify_driver()?;
         queue.reschedule();
         Ok(())
     }
 
-    fn send(&mut self, chain: &Chain, length: usize) -> Result<Sent, DeviceError> {
+    fn send(&mut self, chain: &Chain, length: usize) -> Result<Outcome, DeviceError> {
         if !(MIN_FRAME..=MAX_FRAME).contains(&length) {
-            return Ok(Sent::Dropped);
+            return Ok(Outcome::Dropped);
         }
         let tap = match &mut self.wire {
             Wire::Tap(tap) => tap,
             Wire::Stream(stream) => {
-                return Ok(if stream.send(chain.reader(), length)? { Sent::Yes } else { Sent::Blocked });
+                return Ok(if stream.send(chain.reader(), length)? { Outcome::Sent } else { Outcome::Blocked });
             }
         };
         let vectors: SmallVec<[_; 4]> = chain.reader().io_vectors(length)?.collect();
         loop {
             // SAFETY: the vectors lead into guest memory, which `chain` keeps.
             let error = match unsafe { tap.send(&vectors) } {
-                Ok(_) => return Ok(Sent::Yes),
+                Ok(_) => return Ok(Outcome::Sent),
                 Err(error) => error,
             };
             match error.kind() {
                 io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => return Ok(Sent::Blocked),
+                io::ErrorKind::WouldBlock => return Ok(Outcome::Blocked),
                 _ => {
                     if !std::mem::replace(&mut self.told, true) {
                         guest_warn(format_args!("the TAP refused a frame, it and such others are dropped: {error}"));
                     }
-                    return Ok(Sent::Dropped);
+                    return Ok(Outcome::Dropped);
                 }
             }
         }
@@ -323,6 +377,8 @@ impl VirtioDevice for Net {
         };
         self.receiver.start(format, &mut self.wire);
         self.blocked = false;
+        // The timer of a session before this one has gone off unseen.
+        (self.sent.awaited, self.sent.timed) = (false, false);
         Ok(())
     }
 
@@ -338,33 +394,40 @@ impl VirtioDevice for Net {
 
     /// Buffers in hand go back to the ring. A frame that was cut off by the want of them is lost, as frames may be.
     fn rest(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        session.queue(TRANSMIT)?.notify_driver()?;
         self.receiver.put_back(session.queue(RECEIVE)?);
         Ok(())
     }
 
     fn queue_event(&mut self, queue: usize, session: &mut Session) -> Result<(), DeviceError> {
         if queue == TRANSMIT {
-            return self.transmit(session.queue(TRANSMIT)?);
+            return self.transmit(session);
         }
-        let link = self.receiver.refilled(&mut self.wire, session.queue(RECEIVE)?)?;
-        self.settle_link(link, session);
-        Ok(())
+        let served = self.receiver.refilled(&mut self.wire, session.queue(RECEIVE)?)?;
+        self.settle(served, session)
     }
 
     fn sources(&self) -> Vec<Source> {
         // On edges: while the guest has no buffers, a readable TAP must not wake anyone.
         let events = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        vec![Source { fd: self.wire.as_raw_fd(), id: 0, events }]
+        let mut sources = vec![Source { fd: self.wire.as_raw_fd(), id: WIRE, events }];
+        let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        sources.extend(self.sent.timer.iter().map(|timer| Source { fd: timer.as_raw_fd(), id: TIMER, events }));
+        sources
     }
 
-    fn source_event(&mut self, _id: u16, events: EventSet, session: &mut Session) -> Result<(), DeviceError> {
+    fn source_event(&mut self, id: u16, events: EventSet, session: &mut Session) -> Result<(), DeviceError> {
+        if id == TIMER {
+            self.sent.timed = false;
+            return Ok(session.queue(TRANSMIT)?.notify_driver()?);
+        }
         if events.contains(EventSet::OUT) && self.blocked {
-            self.transmit(session.queue(TRANSMIT)?)?;
+            self.transmit(session)?;
         }
         // An error or hang-up shows up in the read as well.
         if events.intersects(EventSet::IN | EventSet::ERROR | EventSet::HANG_UP) {
-            let link = self.receiver.readable(&mut self.wire, session.queue(RECEIVE)?)?;
-            self.settle_link(link, session);
+            let served = self.receiver.readable(&mut self.wire, session.queue(RECEIVE)?)?;
+            self.settle(served, session)?;
         }
         Ok(())
     }
@@ -379,6 +442,13 @@ impl VirtioDevice for Net {
             ("tx_drops", self.drops),
         ]
     }
+}
+
+fn acknowledges(chain: &Chain, length: usize) -> Result<bool, DeviceError> {
+    let mut buffer = [0; MAX_ACKNOWLEDGEMENT];
+    let Some(frame) = buffer.get_mut(..length) else { return Ok(false) };
+    chain.reader().read_exact(frame)?;
+    Ok(is_acknowledgement(frame))
 }
 
 fn put(config: &mut [u8], offset: usize, value: &[u8]) {

@@ -301,6 +301,75 @@ fn a_chain_is_sent_as_one_frame() {
     assert_eq!((bench.metric("tx_packets"), bench.metric("tx_bytes")), (1, 2988));
 }
 
+/// An acknowledgement in TCP over IPv4, with its header.
+fn acknowledgement() -> Vec<u8> {
+    let mut frame = vec![0; HEADER + 12];
+    frame.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1]);
+    frame.extend([0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    frame
+}
+
+impl Bench {
+    fn transmit(&mut self, frame: &[u8]) {
+        self.transmit.write(0x20_0000, frame);
+        self.transmit.add(&[(0x20_0000, u32::try_from(frame.len()).unwrap(), false)]);
+        self.kick(TRANSMIT).unwrap();
+        assert_eq!(self.received().as_deref(), Some(frame));
+        assert!(self.transmit.used().is_some(), "it is given back at once");
+    }
+}
+
+#[test]
+fn the_driver_need_not_hear_of_each_acknowledgement() {
+    let mut bench = Bench::new(MERGEABLE | GUEST_CSUM);
+    bench.post(0, 1536);
+    bench.post(1, 1536);
+    bench.transmit(&acknowledgement());
+    assert!(!bench.interrupted());
+    // It does with the next interrupt, which is one for both.
+    bench.host.send(&frame(1, 100)).unwrap();
+    bench.readable().unwrap();
+    assert_eq!(bench.receive.interrupt().line().read().unwrap(), 1);
+    assert_eq!(bench.session.queue(TRANSMIT).unwrap().untold(), 0);
+    // Or with that of something that it waits for,
+    bench.transmit(&acknowledgement());
+    assert!(!bench.interrupted());
+    bench.transmit(&frame(1, 100));
+    assert!(bench.interrupted());
+    // or when they are many,
+    for _ in 1..ACKNOWLEDGEMENTS {
+        bench.transmit(&acknowledgement());
+        assert!(!bench.interrupted());
+    }
+    bench.transmit(&acknowledgement());
+    assert!(bench.interrupted());
+    // or before the device rests,
+    bench.transmit(&acknowledgement());
+    bench.net.rest(&mut bench.session).unwrap();
+    assert!(bench.interrupted());
+    // or after a while.
+    bench.transmit(&acknowledgement());
+    assert!(!bench.interrupted());
+    let timer = bench.net.sources().into_iter().find(|source| source.id == TIMER).expect("a timer");
+    let mut wait = libc::pollfd { fd: timer.fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: `wait` is one live structure.
+    assert_eq!(unsafe { libc::poll(&raw mut wait, 1, 10_000) }, 1);
+    bench.net.source_event(TIMER, EventSet::IN, &mut bench.session).unwrap();
+    assert!(bench.interrupted());
+}
+
+#[test]
+fn an_answer_that_is_there_already_comes_with_the_same_interrupt() {
+    let mut bench = Bench::new(MERGEABLE | GUEST_CSUM);
+    bench.post(0, 1536);
+    bench.transmit.write(0x20_0000, &frame(1, 100));
+    bench.transmit.add(&[(0x20_0000, 100, false)]);
+    bench.host.send(&frame(2, 60)).unwrap();
+    bench.kick(TRANSMIT).unwrap();
+    assert_eq!((bench.transmit.used(), bench.receive.used()), (Some((0, 0)), Some((0, 60))));
+    assert_eq!(bench.receive.interrupt().line().read().unwrap(), 1);
+}
+
 #[test]
 fn frames_of_impossible_length_are_dropped() {
     let mut bench = Bench::new(MERGEABLE);

@@ -30,6 +30,14 @@ pub(super) enum Link {
     Gone,
 }
 
+/// What came of a look at the host's side.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Served {
+    pub link: Link,
+    /// The driver was interrupted.
+    pub interrupted: bool,
+}
+
 /// How the driver wants its frames.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Format {
@@ -73,6 +81,8 @@ pub(super) struct Receiver {
     used: Vec<(u16, u32)>,
     /// Bytes given to the driver since it was last told.
     untold: usize,
+    /// The driver was interrupted since serving began.
+    interrupted: bool,
     /// The TAP has not been read dry since it last had something.
     pending: bool,
     pub packets: u64,
@@ -92,6 +102,7 @@ impl Receiver {
             parked: None,
             used: Vec::new(),
             untold: 0,
+            interrupted: false,
             pending: false,
             packets: 0,
             bytes: 0,
@@ -131,18 +142,19 @@ impl Receiver {
     }
 
     /// The TAP has frames.
-    pub fn readable(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
+    pub fn readable(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Served, DeviceError> {
         self.pending = true;
         self.serve(wire, queue)
     }
 
     /// The driver has posted buffers, or asked work is to go on.
-    pub fn refilled(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
-        if self.pending { self.serve(wire, queue) } else { Ok(Link::Up) }
+    pub fn refilled(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Served, DeviceError> {
+        if self.pending { self.serve(wire, queue) } else { Ok(Served { link: Link::Up, interrupted: false }) }
     }
 
-    fn serve(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Link, DeviceError> {
+    fn serve(&mut self, wire: &mut Wire, queue: &mut Queue) -> Result<Served, DeviceError> {
         let mut link = Link::Up;
+        self.interrupted = false;
         let mut budget = BUDGET;
         queue.disable_notification()?;
         loop {
@@ -185,9 +197,8 @@ impl Receiver {
                 }
             }
         }
-        self.untold = 0;
-        queue.notify_driver()?;
-        Ok(link)
+        self.tell(queue)?;
+        Ok(Served { link, interrupted: self.interrupted })
     }
 
     /// Takes chains until there is room for a frame, or no more are posted.
@@ -282,10 +293,12 @@ impl Receiver {
         self.bytes += (frame.bytes - HEADER) as u64;
         queue.push_batch(&self.used)?;
         self.untold += frame.bytes;
-        if self.untold >= NOTIFY_EVERY {
-            self.untold = 0;
-            queue.notify_driver()?;
-        }
+        if self.untold >= NOTIFY_EVERY { self.tell(queue) } else { Ok(()) }
+    }
+
+    fn tell(&mut self, queue: &mut Queue) -> Result<(), DeviceError> {
+        self.untold = 0;
+        self.interrupted |= queue.interrupt_driver()?;
         Ok(())
     }
 }
