@@ -19,11 +19,6 @@ impl Interrupt {
         Self { changed: Arc::default(), line: Arc::new(line) }
     }
 
-    /// Tells the driver that a queue has used buffers.
-    pub fn used_ring(&self) {
-        self.raise();
-    }
-
     /// Has the transport tell the driver that the device's configuration changed: once the device's call has returned,
     /// when the driver can read the new one.
     pub fn config_change(&self) {
@@ -35,7 +30,7 @@ impl Interrupt {
         self.changed.swap(false, Ordering::SeqCst)
     }
 
-    /// Raises the line.
+    /// Raises the line: some queue has used buffers, or the configuration has changed.
     pub fn raise(&self) {
         // An eventfd write fails only when its counter is full, and then the interrupt is pending anyway.
         let _ = self.line.write(1);

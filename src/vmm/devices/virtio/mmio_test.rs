@@ -239,7 +239,7 @@ fn a_device_goes_on_where_another_rested() {
     let before = Fixture::new();
     before.start();
     before.write(register::QUEUE_NOTIFY, 0);
-    before.transport.interrupt().used_ring();
+    before.transport.interrupt().raise();
     let saved = before.transport.rest();
     assert!(saved.active && saved.queues[0].notified);
     // What was read to be written down is still there.

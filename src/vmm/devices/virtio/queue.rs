@@ -282,7 +282,7 @@ impl Queue {
     pub fn interrupt_driver(&mut self) -> Result<bool, QueueError> {
         let wanted = self.driver_wants_notification()?;
         if wanted {
-            self.interrupt.used_ring();
+            self.interrupt.raise();
         }
         Ok(wanted)
     }

@@ -133,7 +133,7 @@ impl Fs {
             queue.reschedule();
         }
         // For what it had done and not told yet.
-        session.interrupt.used_ring();
+        session.interrupt.raise();
         Ok(())
     }
 }
