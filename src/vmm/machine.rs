@@ -87,7 +87,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     let make = || {
         let mut attached = Attached::open(&config, &stages)?;
         let host = Host::detect();
-        let wired = wire(&mut attached, &ram, cpus, &host, &stages)?;
+        let wired = wire(&mut attached, &ram, cpus, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
             arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
         }
@@ -181,19 +181,13 @@ pub(super) struct Wired {
 ///
 /// # Errors
 /// What KVM or the system refuses.
-pub(super) fn wire(
-    attached: &mut Attached,
-    ram: &Arc<Ram>,
-    cpus: u8,
-    host: &Host,
-    stages: &Stages,
-) -> Result<Wired, Failure> {
+pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
     let windows = Windows::new(attached.virtio.len() + attached.pmem.len());
     let windows = windows.map_err(|error| Failure::new("cannot make registers for devices", error, "free memory"))?;
-    let mut vm = Vm::new(kvm, fd, ram, host.maps_registers().then_some(&windows)).map_err(refused)?;
+    let mut vm = Vm::new(kvm, fd, ram, &windows).map_err(refused)?;
     place_pmem(&mut vm, attached, ram)?;
     stages.mark(Stage::MemoryReady);
 
@@ -260,10 +254,8 @@ fn connect(
     let transport = Transport::new(device, number, memory, events, Interrupt::new(line), window).map_err(no_fd)?;
     let address = window_address(number);
     vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
-    if vm.maps_registers() {
-        let (offset, value) = NOTHING_NEW;
-        vm.absorb(address + offset, value).map_err(refused)?;
-    }
+    let (offset, value) = NOTHING_NEW;
+    vm.absorb(address + offset, value).map_err(refused)?;
     Ok(Arc::new(transport))
 }
 

@@ -41,21 +41,20 @@ pub struct Vm {
     /// Keeps what the slots point to mapped as long as the VM lives.
     ram: Option<Arc<Ram>>,
     mappings: Vec<Arc<ReadOnlyMapping>>,
-    windows: Option<Arc<Windows>>,
+    _windows: Arc<Windows>,
     /// Takes notifications for nobody, who reads them never: it counts to where it stays.
     nobody: EventFd,
 }
 
 impl Vm {
-    /// Gives the new VM `fd` its RAM and, where it is to map them, what drivers read of registers, then interrupt
-    /// controllers in the kernel.
+    /// Gives the new VM `fd` its RAM and what drivers read of registers, then interrupt controllers in the kernel.
     ///
     /// In this order: KVM waits for an SRCU grace period at each change of memory and of buses, and a change of memory
     /// that follows one of buses waits longest.
     ///
     /// # Errors
     /// KVM's, with what was being done.
-    pub fn new(kvm: Kvm, fd: VmFd, ram: &Arc<Ram>, windows: Option<&Arc<Windows>>) -> Result<Self, VmError> {
+    pub fn new(kvm: Kvm, fd: VmFd, ram: &Arc<Ram>, windows: &Arc<Windows>) -> Result<Self, VmError> {
         // Only Intel processors without "unrestricted guest" use these, and the addresses have to be set before vCPUs.
         fd.set_identity_map_address(KVM_IDENTITY_MAP).map_err(doing("placing the identity map"))?;
         let tss = usize::try_from(KVM_TSS).unwrap_or(usize::MAX);
@@ -74,13 +73,11 @@ impl Vm {
             slots: 0,
             ram: None,
             mappings: Vec::new(),
-            windows: windows.cloned(),
+            _windows: Arc::clone(windows),
         };
         vm.add_ram(ram)?;
-        if let Some(windows) = windows {
-            // SAFETY: they are as long as they say, and `vm` keeps them until the VM is gone.
-            unsafe { vm.add_slot(MMIO_BASE, windows.host_address(), windows.length(), KVM_MEM_READONLY) }?;
-        }
+        // SAFETY: they are as long as they say, and `vm` keeps them until the VM is gone.
+        unsafe { vm.add_slot(MMIO_BASE, windows.host_address(), windows.length(), KVM_MEM_READONLY) }?;
         vm.fd.create_irq_chip().map_err(doing("creating the interrupt controllers"))?;
         Ok(vm)
     }
@@ -140,11 +137,6 @@ impl Vm {
         let set = |level| self.fd.set_irq_line(gsi, level).map_err(doing("raising an interrupt"));
         set(true)?;
         set(false)
-    }
-
-    /// Whether drivers read registers without an exit.
-    pub fn maps_registers(&self) -> bool {
-        self.windows.is_some()
     }
 
     /// Has 32-bit guest writes of `value` to `address` do nothing, without an exit.

@@ -101,13 +101,6 @@ impl Host {
         }
     }
 
-    /// Whether drivers read registers from memory that the guest cannot write, without an exit. On the emulated SVM host
-    /// the host itself comes to a halt now and then where they do, for a reason that is not known; so they do only where
-    /// it has been tried.
-    pub fn maps_registers(&self) -> bool {
-        self.vendor == Vendor::Pvm
-    }
-
     /// Whether a kernel that knows nothing of this host, as distributions build them, can run here.
     pub fn runs_stock_kernels(&self) -> bool {
         self.vendor != Vendor::Pvm
