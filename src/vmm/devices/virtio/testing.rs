@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //! A fake driver: builds rings in real guest memory, well-formed or not, for tests and fuzzers.
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,6 +19,16 @@ const USED: u64 = 0x5000;
 /// Distance between the rings of two queues.
 const STRIDE: u64 = 0x6000;
 const MEMORY: u64 = 16 << 20;
+
+/// Whether an event loop would see this descriptor as readable within `patience`.
+///
+/// # Panics
+/// On a patience of more than 24 days.
+pub fn is_readable(fd: RawFd, patience: Duration) -> bool {
+    let mut wait = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: `wait` is one live structure.
+    unsafe { libc::poll(&raw mut wait, 1, i32::try_from(patience.as_millis()).expect("milliseconds")) == 1 }
+}
 
 /// A raw split-ring descriptor (virtio 1.3 §2.7.5), any value allowed.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,11 @@
 //! The device against a fake driver, with each engine.
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::super::testing::FakeDriver;
+use super::super::testing::{FakeDriver, is_readable};
 use super::*;
 
 const SIZE: u64 = 4 << 20;
@@ -75,9 +76,7 @@ impl Bench {
     pub fn finish(&mut self) -> Result<(), DeviceError> {
         while self.block.worker.in_flight() > 0 {
             let fd = self.block.sources()[0].fd;
-            let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one live pollfd.
-            assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 10_000) }, 1, "no completion in ten seconds");
+            assert!(is_readable(fd, Duration::from_secs(10)), "no completion in ten seconds");
             self.block.source_event(0, EventSet::IN, &mut self.session)?;
         }
         Ok(())

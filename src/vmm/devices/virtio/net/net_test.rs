@@ -7,7 +7,7 @@ use std::os::unix::net::UnixDatagram;
 use proptest::prelude::*;
 
 use super::super::DeviceState;
-use super::super::testing::{Descriptor, FakeDriver};
+use super::super::testing::{Descriptor, FakeDriver, is_readable};
 use super::*;
 
 const MERGEABLE: u64 = 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -351,9 +351,7 @@ fn the_driver_need_not_hear_of_each_acknowledgement() {
     bench.transmit(&acknowledgement());
     assert!(!bench.interrupted());
     let timer = bench.net.sources().into_iter().find(|source| source.id == TIMER).expect("a timer");
-    let mut wait = libc::pollfd { fd: timer.fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: `wait` is one live structure.
-    assert_eq!(unsafe { libc::poll(&raw mut wait, 1, 10_000) }, 1);
+    assert!(is_readable(timer.fd, Duration::from_secs(10)));
     bench.net.source_event(TIMER, EventSet::IN, &mut bench.session).unwrap();
     assert!(bench.interrupted());
 }

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 use std::fs::File;
+use std::time::Duration;
 
-use super::super::super::super::testing::FakeDriver;
+use super::super::super::super::testing::{FakeDriver, is_readable};
 use super::super::{Transfer, Work};
 use super::*;
 
@@ -52,11 +53,7 @@ fn a_cancellation_from_another_thread_ends_too() {
 #[test]
 fn the_descriptor_is_readable_while_there_are_completions() {
     use std::io::Write;
-    let readable = |ring: &Ring| {
-        let mut poll = libc::pollfd { fd: ring.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one live pollfd.
-        unsafe { libc::poll(&raw mut poll, 1, 200) == 1 }
-    };
+    let readable = |ring: &Ring| is_readable(ring.as_raw_fd(), Duration::from_millis(200));
     let (reader, mut writer) = pipe();
     let mut ring = Ring::new().unwrap();
     ring.start(endless(&mut FakeDriver::new(8)), reader.as_raw_fd()).unwrap();

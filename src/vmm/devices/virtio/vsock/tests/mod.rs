@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use super::super::testing::FakeDriver;
+use super::super::testing::{FakeDriver, is_readable};
 use super::packet::{HEADER_LEN, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 use super::*;
 
@@ -114,9 +114,7 @@ impl Guest {
     /// Whether the event loop would see the device's descriptor as readable within this time.
     fn host_is_ready(&self, patience: Duration) -> bool {
         let [source] = self.device.sources()[..] else { panic!("one source") };
-        let mut wait = libc::pollfd { fd: source.fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: `wait` is one live structure.
-        unsafe { libc::poll(&raw mut wait, 1, i32::try_from(patience.as_millis()).unwrap()) == 1 }
+        is_readable(source.fd, patience)
     }
 
     /// Runs the device as the event loop would, until nothing happens any more.
