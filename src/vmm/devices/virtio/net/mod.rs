@@ -236,7 +236,7 @@ impl Net {
         let result = self.send_batch(session.queue(TRANSMIT)?);
         self.blocked |= self.wire.flush();
         result?;
-        if matches!(self.wire, Wire::Tap(_)) {
+        if matches!(self.wire, Wire::Tap(_)) && session.queue(TRANSMIT)?.untold() > 0 {
             // The host's own network has often answered by now, and then one interrupt is for both.
             let served = self.receiver.readable(&mut self.wire, session.queue(RECEIVE)?)?;
             self.settle(served, session)?;
