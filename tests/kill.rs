@@ -66,7 +66,9 @@ fn whenever_one_is_killed_the_next_command_settles_it() {
         assert!(["", "box created", "box running", "box exited"].contains(&listed.as_str()), "{listed}");
         if listed == "box running" && home.run(&["exec", "box", "true"]).0 != Some(0) {
             // Its monitor may be about to write down that it has ended.
-            eventually("it is not said to run", || (home.field("box", "{{.State.Status}}") != "running").then_some(()));
+            eventually(&format!("round {round}: it is not said to run"), || {
+                (home.field("box", "{{.State.Status}}") != "running").then_some(())
+            });
         }
         home.ok(&["rm", "-f", "box"]);
         let deadline = Instant::now() + PATIENCE / 4;

@@ -86,12 +86,11 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     // thread's, which begins a little later.
     let make = || {
         let mut attached = Attached::open(&config, &stages)?;
-        let host = Host::detect();
         let wired = wire(&mut attached, &ram, cpus, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
             arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
         }
-        Ok::<_, Failure>((host, attached, wired))
+        Ok::<_, Failure>((Host::detect(), attached, wired))
     };
     let (loaded, made) = thread::scope(|scope| {
         let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
