@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use serde_json::{Map, Value, json};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -69,24 +69,18 @@ pub struct Machine {
 /// What cannot be had, why, and what to try.
 pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> Result<Machine, Failure> {
     config.check()?;
-    let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
-    if !config.fs.is_empty() {
-        // virtiofsd has the memory file, and not what is mapped over it.
-        kernel.do_not_map();
-    }
-    let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
     let ram = memory::allocate(config.memory_mib << 20).map_err(|error| {
         let what = format!("cannot give the guest {} MiB of memory", config.memory_mib);
         Failure::new(what, error, "a smaller `--memory`, or free memory on this host")
     })?;
-
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
 
-    // To copy the kernel takes as long as all else together, in which KVM mostly waits for grace periods: that is another
-    // thread's, which begins a little later.
+    // To read the kernel takes as long as all else together, in which KVM mostly waits for grace periods: that is another
+    // thread's.
     let make = || {
+        let vm = create_vm(&stages);
         let mut attached = Attached::open(&config, &stages)?;
-        let wired = wire(&mut attached, &ram, cpus, &stages)?;
+        let wired = wire(vm?, &mut attached, &ram, cpus, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
             arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
         }
@@ -94,10 +88,11 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     };
     let (loaded, made) = thread::scope(|scope| {
         let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
-        let loaded = boot::load(&ram, &kernel, initrd.as_ref());
+        let loaded = load(&config, &ram);
         let made = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Failure>((loaded, made))
     })?;
+    let (mut kernel, loaded) = loaded?;
     let (host, attached, wired) = made?;
     let command_line = command_line(&config, &host, &wired.places)?;
     let topology = boot::Topology {
@@ -107,7 +102,7 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
         pvpanic: true,
         serial: attached.serial.is_some(),
     };
-    let entry = boot::describe(&ram, &loaded?, &command_line, &topology)?;
+    let entry = boot::describe(&ram, &loaded, &command_line, &topology)?;
     kernel.release();
     stages.mark(Stage::KernelLoaded);
 
@@ -116,6 +111,18 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
             .map_err(|error| Failure::new("cannot set the guest's entry", error, "a larger `--memory`"))?;
     }
     assemble(config, Some(kernel), command_line.to_string(), host, attached, wired, ram, stages, news)
+}
+
+/// Puts kernel and initrd into memory.
+fn load(config: &MachineConfig, ram: &Ram) -> Result<(KernelImage, boot::Loaded), Failure> {
+    let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
+    if !config.fs.is_empty() {
+        // virtiofsd has the memory file, and not what is mapped over it.
+        kernel.do_not_map();
+    }
+    let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
+    let loaded = boot::load(ram, &kernel, initrd.as_ref())?;
+    Ok((kernel, loaded))
 }
 
 /// Locks this process up, starts the threads of a VM that is ready to run, and holds them.
@@ -176,14 +183,28 @@ pub(super) struct Wired {
     device_events: Arc<EventLoop>,
 }
 
-/// Makes the VM, and connects what is attached to it.
+/// Makes an empty VM.
 ///
 /// # Errors
-/// What KVM or the system refuses.
-pub(super) fn wire(attached: &mut Attached, ram: &Arc<Ram>, cpus: u8, stages: &Stages) -> Result<Wired, Failure> {
+/// Why this host has none.
+pub(super) fn create_vm(stages: &Stages) -> Result<(Kvm, VmFd), Failure> {
     let kvm = host::open()?;
     let fd = host::create_vm(&kvm)?;
     stages.mark(Stage::KvmCreated);
+    Ok((kvm, fd))
+}
+
+/// Gives a new VM its memory and its vCPUs, and connects what is attached to it.
+///
+/// # Errors
+/// What KVM or the system refuses.
+pub(super) fn wire(
+    (kvm, fd): (Kvm, VmFd),
+    attached: &mut Attached,
+    ram: &Arc<Ram>,
+    cpus: u8,
+    stages: &Stages,
+) -> Result<Wired, Failure> {
     let windows = Windows::new(attached.virtio.len() + attached.pmem.len());
     let windows = windows.map_err(|error| Failure::new("cannot make registers for devices", error, "free memory"))?;
     let mut vm = Vm::new(kvm, fd, ram, &windows).map_err(refused)?;

@@ -15,7 +15,7 @@ use super::stats::VcpuStats;
 const MAX_MARKS: usize = 64;
 
 /// A point that every boot passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
     /// The VMM's process runs its own first instruction.
@@ -102,7 +102,8 @@ pub struct Stages {
 }
 
 impl Stages {
-    /// A recorder; time counts from `launched_ns` of `CLOCK_MONOTONIC`, or from now. `news` tells of new marks.
+    /// A recorder; time counts from `launched_ns` of `CLOCK_MONOTONIC`, or from now. `news` tells of new marks
+    /// once the guest runs.
     pub fn new(launched_ns: Option<u64>, news: Arc<EventFd>) -> Self {
         let now = monotonic_ns();
         let launched_ns = launched_ns.filter(|launched| *launched <= now).unwrap_or(now);
@@ -134,8 +135,11 @@ impl Stages {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         if marks.all.len() < MAX_MARKS {
             marks.all.push(mark);
-            // Fails only when the counter is full, and then the news is pending anyway.
-            let _ = self.news.write(1);
+            // To tell of those before the guest runs would only keep it from running.
+            if stage >= Stage::FirstRun {
+                // Fails only when the counter is full, and then the news is pending anyway.
+                let _ = self.news.write(1);
+            }
         }
     }
 
@@ -165,9 +169,12 @@ mod tests {
 
     #[test]
     fn marks_are_told_once_and_bounded() {
-        let stages = Stages::new(Some(monotonic_ns() - 1000), Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()));
+        let news = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        let stages = Stages::new(Some(monotonic_ns() - 1000), Arc::clone(&news));
         stages.mark(Stage::ProcessStart);
+        assert!(news.read().is_err());
         stages.mark(Stage::Guest(9));
+        assert_eq!(news.read().unwrap(), 1);
         let told = stages.untold();
         assert_eq!(told.len(), 2);
         assert!(told[0].wall_ns >= 1000 && told[1].wall_ns >= told[0].wall_ns);
