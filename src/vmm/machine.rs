@@ -18,7 +18,7 @@ use super::config::MachineConfig;
 use super::devices::exit::{ExitLine, GuestEnd};
 use super::devices::virtio::mmio::{NOTHING_NEW, QUEUE_NOTIFY, Transport};
 use super::devices::virtio::rng::random;
-use super::devices::virtio::{Interrupt, Windows};
+use super::devices::virtio::{Interrupt, VirtioDevice, Windows};
 use super::event_loop::EventLoop;
 use super::host::{self, Host};
 use super::layout::{MMIO_BASE, MMIO_WINDOW, PMEM_ALIGN, VIRTIO_GSIS};
@@ -79,12 +79,13 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     // thread's.
     let make = || {
         let vm = create_vm(&stages);
+        let host = Host::detect();
         let mut attached = Attached::open(&config, &stages)?;
-        let wired = wire(vm?, &mut attached, &ram, cpus, &stages)?;
+        let wired = wire(vm?, &host, &mut attached, &ram, cpus, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
             arch::prepare_vcpu(vcpu, id).map_err(|(what, source)| refused(VmError { what, source }))?;
         }
-        Ok::<_, Failure>((Host::detect(), attached, wired))
+        Ok::<_, Failure>((host, attached, wired))
     };
     let (loaded, made) = thread::scope(|scope| {
         let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
@@ -200,6 +201,7 @@ pub(super) fn create_vm(stages: &Stages) -> Result<(Kvm, VmFd), Failure> {
 /// What KVM or the system refuses.
 pub(super) fn wire(
     (kvm, fd): (Kvm, VmFd),
+    host: &Host,
     attached: &mut Attached,
     ram: &Arc<Ram>,
     cpus: u8,
@@ -212,12 +214,16 @@ pub(super) fn wire(
     stages.mark(Stage::MemoryReady);
 
     let (events, device_events) = (new_event_set()?, new_event_set()?);
+    // An indirect table is an allocation for each request, which costs more than entries of a ring where the guest's kernel
+    // is emulated.
+    let indirect = host.runs_stock_kernels();
+    let board = Board { vm: &vm, windows: &windows, ram, events: &device_events, indirect };
     let mut mmio = Bus::default();
     let mut transports = Vec::with_capacity(attached.virtio.len());
     let mut places = Vec::with_capacity(attached.virtio.len());
     for ((device, number), gsi) in attached.virtio.drain(..).zip(0u16..).zip(VIRTIO_GSIS) {
         let address = window_address(number);
-        let transport = connect(&vm, device, number, &windows, gsi, ram, &device_events)?;
+        let transport = board.connect(device, number, gsi)?;
         mmio.insert(address, MMIO_WINDOW, Arc::clone(&transport) as _);
         transports.push(transport);
         places.push(MmioDevice { address, size: MMIO_WINDOW, gsi });
@@ -258,25 +264,31 @@ fn window_address(number: u16) -> u64 {
     MMIO_BASE + u64::from(number) * MMIO_WINDOW
 }
 
-fn connect(
-    vm: &Vm,
-    device: Box<dyn super::devices::virtio::VirtioDevice>,
-    number: u16,
-    windows: &Arc<Windows>,
-    gsi: u32,
-    ram: &Arc<Ram>,
-    events: &Arc<EventLoop>,
-) -> Result<Arc<Transport>, Failure> {
-    let no_fd = |error| Failure::new("cannot attach a device", error, "raise the limit of open files (`ulimit -n`)");
-    let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(no_fd)?;
-    vm.connect_interrupt(&line, gsi).map_err(refused)?;
-    let (memory, events, window) = (Arc::clone(ram), Arc::clone(events), windows.window(number));
-    let transport = Transport::new(device, number, memory, events, Interrupt::new(line), window).map_err(no_fd)?;
-    let address = window_address(number);
-    vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
-    let (offset, value) = NOTHING_NEW;
-    vm.absorb(address + offset, value).map_err(refused)?;
-    Ok(Arc::new(transport))
+/// What virtio devices are connected to.
+struct Board<'a> {
+    vm: &'a Vm,
+    windows: &'a Arc<Windows>,
+    ram: &'a Arc<Ram>,
+    events: &'a Arc<EventLoop>,
+    indirect: bool,
+}
+
+impl Board<'_> {
+    fn connect(&self, device: Box<dyn VirtioDevice>, number: u16, gsi: u32) -> Result<Arc<Transport>, Failure> {
+        let no_fd =
+            |error| Failure::new("cannot attach a device", error, "raise the limit of open files (`ulimit -n`)");
+        let line = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(no_fd)?;
+        self.vm.connect_interrupt(&line, gsi).map_err(refused)?;
+        let (memory, events) = (Arc::clone(self.ram), Arc::clone(self.events));
+        let (interrupt, window) = (Interrupt::new(line), self.windows.window(number));
+        let transport = Transport::new(device, number, memory, events, interrupt, window, self.indirect);
+        let transport = transport.map_err(no_fd)?;
+        let address = window_address(number);
+        self.vm.connect_notifications(address + QUEUE_NOTIFY, &transport.kicks()).map_err(refused)?;
+        let (offset, value) = NOTHING_NEW;
+        self.vm.absorb(address + offset, value).map_err(refused)?;
+        Ok(Arc::new(transport))
+    }
 }
 
 /// Maps each pmem device's file behind RAM, one after the other.

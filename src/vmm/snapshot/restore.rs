@@ -42,7 +42,7 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
-    let wired = machine::wire(machine::create_vm(&stages)?, &mut attached, &ram, cpus, &stages)?;
+    let wired = machine::wire(machine::create_vm(&stages)?, &host, &mut attached, &ram, cpus, &stages)?;
     put(&state, &host, &attached, &wired).map_err(about)?;
     renew_generation(&ram, &wired)?;
     stages.mark(Stage::Restored);

@@ -69,7 +69,8 @@ const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"Cora");
 /// Bytes of the configuration space: all of the largest, a disk's.
 const CONFIG_SIZE: usize = 64;
-const COMMON_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// `InterruptStatus` bit: a queue has used buffers (virtio 1.3 §4.2.2).
 ///
 /// It is set as long as there is a driver: what is never cleared needs neither our word when an interrupt is raised, nor
@@ -115,6 +116,7 @@ struct State {
     kicks: Vec<Arc<EventFd>>,
     interrupt: Interrupt,
     window: Window,
+    indirect: bool,
     /// `ConfigGeneration`: differs after each configuration change (virtio 1.3 §2.5.1).
     generation: u32,
     /// A change of it that the driver has not acknowledged.
@@ -130,7 +132,7 @@ struct State {
 
 impl Transport {
     /// Puts `device` behind registers, of which the driver reads `window`. `number` is its place on the bus, `interrupt` its
-    /// line.
+    /// line. With `indirect` its driver may have one descriptor for each chain, and the rest in a table that it allocates.
     ///
     /// # Errors
     /// The kernel's, where it gives no eventfd.
@@ -141,6 +143,7 @@ impl Transport {
         events: Arc<EventLoop>,
         interrupt: Interrupt,
         window: Window,
+        indirect: bool,
     ) -> std::io::Result<Self> {
         let queues: Vec<_> = device.queue_sizes().iter().copied().map(QueueConfig::new).collect();
         let kick = |_| Ok(Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
@@ -153,6 +156,7 @@ impl Transport {
             kicks,
             interrupt: interrupt.clone(),
             window: window.clone(),
+            indirect,
             generation: 0,
             config_changed: false,
             device_features_select: 0,
@@ -282,7 +286,9 @@ fn set_half(value: &mut u64, high: bool, half: u32) {
 
 impl State {
     fn offered(&self) -> u64 {
-        self.device.features() | COMMON_FEATURES | if self.device.event_idx() { EVENT_IDX } else { 0 }
+        let offer = |bit, if_so| if if_so { bit } else { 0 };
+        let ring = offer(INDIRECT_DESC, self.indirect) | offer(EVENT_IDX, self.device.event_idx());
+        self.device.features() | VERSION_1 | ring
     }
 
     fn selected(&self) -> Option<&QueueConfig> {
@@ -404,7 +410,7 @@ impl State {
     }
 
     fn features_acceptable(&self) -> bool {
-        self.driver_features & !self.offered() == 0 && self.driver_features & 1 << VIRTIO_F_VERSION_1 != 0
+        self.driver_features & !self.offered() == 0 && self.driver_features & VERSION_1 != 0
     }
 
     fn start_session(&mut self) -> Result<(), DeviceError> {

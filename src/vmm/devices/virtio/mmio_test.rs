@@ -45,13 +45,17 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
+        Self::offering(true)
+    }
+
+    fn offering(indirect: bool) -> Self {
         let (seen, resets) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let device = Box::new(Probe { events: Arc::clone(&seen), resets: Arc::clone(&resets) });
         let events = Arc::new(EventLoop::new().unwrap());
         let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let memory = memory::allocate(16 << 20).unwrap();
         let window = Windows::new(1).unwrap().window(0);
-        let transport = Transport::new(device, 3, memory, Arc::clone(&events), interrupt, window).unwrap();
+        let transport = Transport::new(device, 3, memory, Arc::clone(&events), interrupt, window, indirect).unwrap();
         Self { transport, events, seen, resets }
     }
 
@@ -119,6 +123,14 @@ fn features_that_were_not_offered_are_refused() {
     fixture.write(register::DRIVER_FEATURES, 1 << 6);
     fixture.write(register::STATUS, 11);
     assert_eq!(fixture.read(register::STATUS), 3);
+}
+
+#[test]
+fn indirect_tables_are_offered_where_they_are_of_use() {
+    for indirect in [false, true] {
+        let fixture = Fixture::offering(indirect);
+        assert_eq!(fixture.read(register::DEVICE_FEATURES) >> VIRTIO_RING_F_INDIRECT_DESC & 1, u32::from(indirect));
+    }
 }
 
 #[test]

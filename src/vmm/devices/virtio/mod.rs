@@ -129,7 +129,7 @@ pub trait VirtioDevice: Send {
     /// A short name for messages: `block`, `net`, ...
     fn name(&self) -> &str;
 
-    /// Device-specific feature bits that are offered. The transport adds `VERSION_1`, `INDIRECT_DESC` and `EVENT_IDX`.
+    /// Device-specific feature bits that are offered. The transport adds `VERSION_1` and those of rings.
     fn features(&self) -> u64;
 
     /// Whether the driver may leave out notifications that its device does not need, which not every device can do
