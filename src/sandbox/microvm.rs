@@ -354,6 +354,10 @@ fn follow(vmm: &Vmm, launched: u64) -> Result<Receiver<Event>, Failure> {
             let Ok(event) = serde_json::from_str::<Event>(&line) else { continue };
             if let Event::Stage(mark) = &event {
                 milestones::reach_at(format_args!("VMM: {}", mark.stage), launched + mark.wall_ns);
+                // Nobody is woken for a stage that nobody waits for.
+                if !matches!(mark.stage, Stage::FirstRun | Stage::AgentReady) {
+                    continue;
+                }
             }
             if sender.send(event).is_err() {
                 break;
