@@ -14,7 +14,7 @@ use super::stats::VcpuStats;
 /// A guest can mark stages as well, so their number is bounded.
 const MAX_MARKS: usize = 64;
 
-/// A point that every boot passes.
+/// A point that every boot passes, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Stage {
