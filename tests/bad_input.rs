@@ -96,6 +96,17 @@ fn main_path_disks_that_cannot_be_attached() {
 }
 
 #[test]
+fn main_path_nothing_is_made_for_a_kernel_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = file(folder.path(), "text", b"nonsense");
+    let [log, vsock, control] = ["log", "vsock", "control"].map(|name| folder.path().join(name).display().to_string());
+    for kernel in ["/no/such/kernel", &text] {
+        refuses(&[kernel, "--log-file", &log, "--vsock", &vsock, "--control", &control], kernel);
+    }
+    assert_eq!(folder.path().read_dir().unwrap().count(), 1);
+}
+
+#[test]
 fn a_disk_in_use_is_not_shared() {
     let folder = tempfile::tempdir().unwrap();
     let disk = file(folder.path(), "disk", &[0; 1 << 20]);

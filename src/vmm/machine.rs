@@ -76,10 +76,12 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
 
     // To read the kernel takes as long as all else together, in which KVM mostly waits for grace periods: that is another
-    // thread's.
+    // thread's. For a kernel that is none it opens, makes and locks nothing.
+    let opened = OnceLock::<Result<(), Failure>>::new();
     let make = || {
         let vm = create_vm(&stages);
         let host = Host::detect();
+        opened.wait().clone()?;
         let mut attached = Attached::open(&config, &stages)?;
         let wired = wire(vm?, &host, &mut attached, &ram, cpus, &stages)?;
         for (id, vcpu) in wired.vcpus.iter().enumerate() {
@@ -89,7 +91,10 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     };
     let (loaded, made) = thread::scope(|scope| {
         let making = thread::Builder::new().name("maker".into()).spawn_scoped(scope, make).map_err(no_thread)?;
-        let loaded = load(&config, &ram);
+        let images = open(&config);
+        // Set once, here.
+        let _ = opened.set(images.as_ref().map(drop).map_err(Failure::clone));
+        let loaded = images.and_then(|images| load(&ram, images));
         let made = making.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         Ok::<_, Failure>((loaded, made))
     })?;
@@ -114,14 +119,19 @@ pub fn build(config: MachineConfig, stages: Arc<Stages>, news: Arc<EventFd>) -> 
     assemble(config, Some(kernel), command_line.to_string(), host, attached, wired, ram, stages, news)
 }
 
-/// Puts kernel and initrd into memory.
-fn load(config: &MachineConfig, ram: &Ram) -> Result<(KernelImage, boot::Loaded), Failure> {
+/// Opens and checks kernel and initrd.
+fn open(config: &MachineConfig) -> Result<(KernelImage, Option<Initrd>), Failure> {
     let mut kernel = KernelImage::open_path(&config.kernel, config.protocol)?;
     if !config.fs.is_empty() {
         // virtiofsd has the memory file, and not what is mapped over it.
         kernel.do_not_map();
     }
     let initrd = config.initrd.as_deref().map(Initrd::open_path).transpose()?;
+    Ok((kernel, initrd))
+}
+
+/// Puts them into memory.
+fn load(ram: &Ram, (kernel, initrd): (KernelImage, Option<Initrd>)) -> Result<(KernelImage, boot::Loaded), Failure> {
     let loaded = boot::load(ram, &kernel, initrd.as_ref())?;
     Ok((kernel, loaded))
 }
