@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::thread;
 
@@ -29,6 +30,31 @@ fn main_path_a_container_lives_on_is_entered_and_stops() {
     assert!(home.ok(&["ps", "-a"]).contains("Exited (3)"));
     assert_eq!(home.ok(&["rm", "web"]), "web");
     assert_eq!((home.left(), home.ok(&["ps", "-aq"]).as_str()), (0, ""));
+}
+
+#[test]
+fn what_a_guest_caches_goes_back_to_the_host_when_asked_for() {
+    let home = Home::new();
+    let script = "dd if=/dev/zero of=/file bs=1M count=24 2>/dev/null; sync; echo written; read end";
+    home.ok(&["run", "-d", "-i", "--name", "full", "--no-reclaim", "--network", "none", "IMAGE", "sh", "-c", script]);
+    assert_eq!(home.field("full", "{{.HostConfig.KeepsCaches}}"), "true");
+    home.log_has("full", "written");
+    let vmm = home.field("full", "{{.State.Pid}}");
+    let own = || {
+        let status = fs::read_to_string(format!("/proc/{vmm}/status")).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        value.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 10
+    };
+    let before = own();
+    assert!(before > 24, "{before} MiB");
+    assert_eq!(home.ok(&["reclaim", "full"]), "full");
+    eventually("most of it has come back", || (own() + 20 < before).then_some(()));
+    assert_eq!(home.ok(&["exec", "full", "wc", "-c", "/file"]), "25165824 /file");
+    home.ok(&["pause", "full"]);
+    let (status, _, stderr) = home.run(&["reclaim", "full"]);
+    assert_eq!(status, Some(1));
+    assert!(stderr.contains("it is paused"), "{stderr}");
+    home.ok(&["rm", "-f", "full"]);
 }
 
 #[test]
@@ -74,6 +100,7 @@ fn what_is_asked_wrongly_is_explained() {
         (&["exec", "web", "true"], 125, "it is created, not running"),
         (&["kill", "web"], 1, "it is created, not running"),
         (&["attach", "web"], 125, "it is created, not running"),
+        (&["reclaim", "web"], 1, "it is created, not running"),
         (&["inspect", "nobody"], 125, "no such container or image"),
     ] {
         let (found, stdout, stderr) = home.run(words);

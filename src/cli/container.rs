@@ -5,7 +5,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::{attach, create, exec, inspect, logs, pause, port, ps, rename, rm, run, start, stats, stop, top, wait};
+use super::{
+    attach, create, exec, inspect, logs, pause, port, ps, reclaim, rename, rm, run, start, stats, stop, top, wait,
+};
 
 #[derive(Debug, Args)]
 pub struct ContainerArgs {
@@ -52,6 +54,8 @@ enum ContainerVerb {
     Top(top::TopArgs),
     /// Show what containers use.
     Stats(stats::StatsArgs),
+    /// Have the guests of containers give the host what they only cache.
+    Reclaim(reclaim::ReclaimArgs),
     /// Show all that is known of containers, as a JSON array.
     Inspect(inspect::InspectArgs),
     /// Remove all containers that do not run.
@@ -82,6 +86,7 @@ pub fn run(args: ContainerArgs) -> anyhow::Result<ExitCode> {
         ContainerVerb::Port(args) => port::run(&args),
         ContainerVerb::Top(args) => top::run(&args),
         ContainerVerb::Stats(args) => stats::run(&args),
+        ContainerVerb::Reclaim(args) => reclaim::run(&args),
         ContainerVerb::Inspect(args) => inspect::run(&args),
         ContainerVerb::Prune(args) => rm::run_prune(&args),
     }

@@ -36,7 +36,7 @@ const STOP_TIMEOUT: u64 = 10;
 const STORAGE_SIZE: u64 = 10 << 30;
 
 /// What was settled when the program of a snapshot started, and cannot be otherwise now.
-const NOT_FROM_SNAPSHOTS: [&str; 34] = [
+const NOT_FROM_SNAPSHOTS: [&str; 35] = [
     "interactive",
     "tty",
     "env",
@@ -47,6 +47,7 @@ const NOT_FROM_SNAPSHOTS: [&str; 34] = [
     "cpus",
     "memory",
     "no_template",
+    "no_reclaim",
     "isolation",
     "oci_runtime",
     "storage_size",
@@ -141,6 +142,9 @@ pub struct ContainerArgs {
     /// Start the microVM from its kernel, not as a clone of a template
     #[arg(long)]
     no_template: bool,
+    /// Keep what the guest caches of its disks even where the host is short of memory, and the container idle
+    #[arg(long)]
+    no_reclaim: bool,
     /// Note something about the container: NAME=VALUE
     #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = labels::parse)]
     label: Vec<(String, String)>,
@@ -240,6 +244,9 @@ impl ContainerArgs {
             }
             (Kind::Container, _) if self.no_template => {
                 conflict("without a VM there is no template", "the same without --no-template")
+            }
+            (Kind::Container, _) if self.no_reclaim => {
+                conflict("without a VM the host's own kernel decides what is cached", "the same without --no-reclaim")
             }
             (Kind::Container, runtime) => {
                 container::may_run(what)?;
@@ -397,6 +404,7 @@ impl ContainerArgs {
             isolation,
             shape: Shape { cpus: self.cpus, memory_mib: self.memory },
             cold: self.no_template,
+            keeps_caches: self.no_reclaim,
             from: None,
             terminal: self.tty,
             interactive: self.interactive,

@@ -120,6 +120,7 @@ fn describe_container(container: &Container, state: &State) -> Value {
             "ShmSize": config.surroundings.shm_size,
             "Tmpfs": config.surroundings.tmpfs.iter().cloned().collect::<BTreeMap<_, _>>(),
             "AutoRemove": config.remove,
+            "KeepsCaches": config.keeps_caches,
             "Isolation": config.isolation.to_string(),
             "Runtime": match &config.isolation {
                 Isolation::MicroVm => json!("coracle-vmm"),

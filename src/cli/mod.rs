@@ -27,6 +27,7 @@ mod ps;
 mod pull;
 mod pull_progress;
 mod push;
+mod reclaim;
 mod registry_access;
 mod rename;
 mod rm;
@@ -122,6 +123,8 @@ enum Verb {
     Top(top::TopArgs),
     /// Show what containers use.
     Stats(stats::StatsArgs),
+    /// Have the guests of containers give the host what they only cache.
+    Reclaim(reclaim::ReclaimArgs),
     /// Do the same and more to containers: `container ls`, `container prune`.
     Container(container::ContainerArgs),
     /// Look after a running container.
@@ -207,6 +210,7 @@ pub fn main() -> ExitCode {
         Verb::Port(args) => port::run(&args),
         Verb::Top(args) => top::run(&args),
         Verb::Stats(args) => stats::run(&args),
+        Verb::Reclaim(args) => reclaim::run(&args),
         Verb::Container(args) => container::run(args),
         Verb::Monitor(args) => monitor::run(&args),
         Verb::Spare(args) => spare::run(&args),

@@ -283,6 +283,14 @@ impl Agent {
         self.ask("cannot send a signal", &Message::Signal(Signal { process: 0, signal, all: true })).map(drop)
     }
 
+    /// Has the guest give up what it only keeps in case it is read again, for its free page reporting to give to the host.
+    ///
+    /// # Errors
+    /// No container runs, or the agent has gone.
+    pub fn reclaim(&mut self) -> Result<(), Failure> {
+        self.ask("cannot have the guest give up its caches", &Message::Reclaim).map(drop)
+    }
+
     /// What the container uses, as its guest says.
     ///
     /// # Errors

@@ -38,6 +38,9 @@ pub struct Config {
     /// Its VM starts from the kernel, and is no clone of a template.
     #[serde(default)]
     pub cold: bool,
+    /// It gives up no caches where the host is short of memory.
+    #[serde(default)]
+    pub keeps_caches: bool,
     /// The snapshot that its first start goes on from; later ones start the program anew.
     #[serde(default)]
     pub from: Option<Origin>,

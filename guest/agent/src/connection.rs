@@ -197,6 +197,7 @@ impl Connection {
             }),
             Ok(Message::Pause) => self.ask(id, Question::Freeze(true), guest),
             Ok(Message::Resume) => self.ask(id, Question::Freeze(false), guest),
+            Ok(Message::Reclaim) => self.ask(id, Question::Reclaim, guest),
             Ok(Message::Stats) => self.ask(id, Question::Stats, guest),
             Ok(Message::Top) => self.ask(id, Question::Top, guest),
             Ok(

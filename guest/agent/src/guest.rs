@@ -3,7 +3,7 @@
 
 use alloc::vec::Vec;
 
-use coracle_protocol::{Adopt, Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Upper};
+use coracle_protocol::{Adopt, Assembly, Ended, EndedBy, ErrorCode, Frame, Message, Start, Sysctl, Upper};
 use rustix::fd::OwnedFd;
 use rustix::io::{Result, fcntl_dupfd_cloexec};
 use rustix::process::{Pid, WaitStatus};
@@ -12,7 +12,7 @@ use crate::cgroup::Cgroup;
 use crate::signals::Signals;
 use crate::streams::Stream;
 use crate::workload::{Ahead, Refusal, Workload, failed};
-use crate::{adoption, statistics, sys, workload};
+use crate::{adoption, masks, statistics, sys, workload};
 
 /// What runs in the guest for the host.
 #[derive(Debug, Default)]
@@ -163,6 +163,12 @@ impl Guest {
         if question == Question::Stats {
             return Ok(Message::Usage(statistics::usage(container.cgroup.as_ref())));
         }
+        if question == Question::Reclaim {
+            // What has been read of files, and names and inodes of those that nobody has open.
+            let everything = Sysctl { name: b"vm.drop_caches".to_vec(), value: b"3".to_vec() };
+            masks::set_parameter(&everything).map_err(failed("cannot give up what is cached"))?;
+            return Ok(Message::Ack);
+        }
         let none = || (ErrorCode::FAILED, "this kernel has no control groups".into());
         let cgroup = container.cgroup.as_ref().ok_or_else(none)?;
         match question {
@@ -178,7 +184,7 @@ impl Guest {
                 container.paused = frozen;
             }
             Question::SignalAll(signal) => cgroup.processes().into_iter().for_each(|pid| sys::kill(pid, signal)),
-            Question::Stats => {}
+            Question::Stats | Question::Reclaim => {}
         }
         Ok(Message::Ack)
     }
@@ -189,6 +195,8 @@ impl Guest {
 pub enum Question {
     /// To stop, or to go on.
     Freeze(bool),
+    /// To give up what is only cached.
+    Reclaim,
     /// What it uses.
     Stats,
     /// Who runs in it.

@@ -259,6 +259,7 @@ fn what_has_no_process_is_refused() {
         Message::Resize(Resize { process: 7, size }),
         Message::Pause,
         Message::Resume,
+        Message::Reclaim,
         Message::Stats,
         Message::Top,
     ];

@@ -41,6 +41,7 @@ pub enum MessageType {
     Processes = 0x2a,
     Assemble = 0x2b,
     Adopt = 0x2c,
+    Reclaim = 0x2d,
 }
 
 /// A message.
@@ -82,6 +83,9 @@ pub enum Message {
     Pause,
     /// Host: let them go on. Answered by `Ack`.
     Resume,
+    /// Host: give up what is only kept in case it is read again. Answered by `Ack` once it is free; free page reporting
+    /// gives it to the host.
+    Reclaim,
     /// Host: what does the container use? Answered by `Usage`.
     Stats,
     /// Answer to `Stats`.
@@ -257,6 +261,7 @@ impl Message {
             Self::Processes(_) => MessageType::Processes,
             Self::Assemble(_) => MessageType::Assemble,
             Self::Adopt(_) => MessageType::Adopt,
+            Self::Reclaim => MessageType::Reclaim,
         }
     }
 
@@ -280,9 +285,14 @@ impl Message {
             Self::Processes(body) => encode(body),
             Self::Assemble(body) => encode(body),
             Self::Adopt(body) => encode(body),
-            Self::Ack | Self::Prepare | Self::Started | Self::Pause | Self::Resume | Self::Stats | Self::Top => {
-                Ok(Vec::new())
-            }
+            Self::Ack
+            | Self::Prepare
+            | Self::Started
+            | Self::Pause
+            | Self::Resume
+            | Self::Reclaim
+            | Self::Stats
+            | Self::Top => Ok(Vec::new()),
         }?;
         Ok(Frame { message_type: self.message_type() as u8, flags: 0, id, payload })
     }
@@ -327,6 +337,7 @@ impl Message {
             t if t == MessageType::Processes as u8 => Self::Processes(decode(frame)?),
             t if t == MessageType::Assemble as u8 => Self::Assemble(decode(frame)?),
             t if t == MessageType::Adopt as u8 => Self::Adopt(decode(frame)?),
+            t if t == MessageType::Reclaim as u8 => Self::Reclaim,
             _ => return Err(unknown),
         };
         Ok(message)

@@ -45,7 +45,13 @@ fn message() -> impl Strategy<Value = Message> {
             Message::Ended(Ended { by: if killed { EndedBy::Signal(n) } else { EndedBy::Exit(n) }, oom })
         }),
         any::<(u32, u8, bool)>().prop_map(|(process, signal, all)| Message::Signal(Signal { process, signal, all })),
-        prop_oneof![Just(Message::Pause), Just(Message::Resume), Just(Message::Stats), Just(Message::Top)],
+        prop_oneof![
+            Just(Message::Pause),
+            Just(Message::Resume),
+            Just(Message::Reclaim),
+            Just(Message::Stats),
+            Just(Message::Top)
+        ],
         usage().prop_map(Message::Usage),
         processes().prop_map(Message::Processes),
         any::<(u32, u16, u16)>().prop_map(|(process, rows, columns)| Message::Resize(Resize {

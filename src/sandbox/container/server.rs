@@ -101,6 +101,7 @@ impl Connection {
             Message::Resize(resize) => self.on_process(resize.process, |process| process.resize(resize.size)),
             Message::Pause => self.host.freeze(true),
             Message::Resume => self.host.freeze(false),
+            Message::Reclaim => Err((ErrorCode::FAILED, "its files are cached by the host's own kernel".to_owned())),
             Message::Stats => match self.host.usage() {
                 Ok(usage) => return self.answers.say(id, &Message::Usage(usage)),
                 Err(refusal) => Err(refusal),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use coracle_protocol::WindowSize;
 
 use super::Monitor;
+use super::pressure::{Awaited, Watch};
 use crate::failure::{EXIT_FAILURE, Failure};
 use crate::supervisor::wire::{Frame, Reply, Request, Stream, write_output};
 
@@ -106,9 +107,14 @@ pub fn refuse(socket: &UnixStream, failure: &Failure) {
 pub fn accept(monitor: &Arc<Monitor>, listener: UnixListener) {
     let monitor = Arc::clone(monitor);
     thread::spawn(move || {
-        for socket in listener.incoming() {
-            match socket {
-                Ok(socket) => serve(&monitor, socket),
+        let mut watch = Watch::of(&monitor.container.config);
+        loop {
+            if watch.wait(&listener) == Awaited::Pressure {
+                monitor.relieve_later();
+                continue;
+            }
+            match listener.accept() {
+                Ok((socket, _)) => serve(&monitor, socket),
                 // No descriptor is left: perhaps there is one later.
                 Err(_) => thread::sleep(Duration::from_millis(100)),
             }

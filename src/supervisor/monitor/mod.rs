@@ -4,6 +4,7 @@
 
 mod clients;
 mod output;
+mod pressure;
 pub(super) mod shares;
 mod snapshot;
 pub(super) mod storage;
