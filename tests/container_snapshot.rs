@@ -85,6 +85,48 @@ fn main_path_containers_go_on_from_a_snapshot_as_themselves() {
 }
 
 #[test]
+fn a_snapshot_of_a_clone_may_hold_only_what_differs() {
+    let home = Home::new();
+    let net = ["--network", "none"];
+    start(&home, "one", &net);
+    refused(&home, &["snapshot", "create", "--diff", "one", "none"], "not started from a snapshot");
+    home.ok(&["snapshot", "create", "one", "base"]);
+    home.ok(&["rm", "-f", "one"]);
+    home.ok(&["run", "-d", "--from", "base", "--name", "two"]);
+    home.ok(&["exec", "two", "sh", "-c", "echo changed > /dev/shm/file; echo changed > /file"]);
+    home.ok(&["snapshot", "create", "--diff", "two", "next"]);
+    // A clone of that differs from the same base.
+    home.ok(&["run", "-d", "--from", "next", "--name", "three"]);
+    assert_eq!(home.ok(&["exec", "three", "cat", "/dev/shm/file", "/file"]), "changed\nchanged");
+    home.ok(&["exec", "three", "sh", "-c", "echo again > /dev/shm/file"]);
+    home.ok(&["snapshot", "create", "--diff", "three", "last"]);
+    let fact = |name: &str, fact: &str| {
+        let all: serde_json::Value = serde_json::from_str(&home.ok(&["snapshot", "inspect", name])).unwrap();
+        all[0][fact].clone()
+    };
+    for (name, base) in [("base", None), ("next", Some("base")), ("last", Some("base"))] {
+        assert_eq!(fact(name, "Base").as_str(), base, "{name}");
+    }
+    let data = |name| fact(name, "DataBytes").as_u64().unwrap();
+    assert!(2 * data("next") < data("base"), "{} of {} bytes", data("next"), data("base"));
+    home.ok(&["snapshot", "rm", "next"]);
+    let (status, _, stderr) = home.run(&["snapshot", "rm", "base"]);
+    assert!(status != Some(0) && stderr.contains("snapshot last holds only what differs"), "{status:?} {stderr}");
+    assert_eq!(home.ok(&["run", "-d", "--from", "last", "--name", "four"]).len(), 64);
+    assert_eq!(home.ok(&["exec", "four", "cat", "/dev/shm/file", "/file"]), "again\nchanged");
+    // Its base is another: it is not started with half of its memory.
+    let memory = snapshots(&home).join("base/memory");
+    fs::set_permissions(&memory, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::File::options().write(true).open(&memory).unwrap().write_all_at(&[1], 12345).unwrap();
+    refused(&home, &["run", "--rm", "--from", "last"], "changed since");
+    fs::rename(&memory, memory.with_extension("away")).unwrap();
+    refused(&home, &["run", "--rm", "--from", "last"], "No such file");
+    home.ok(&["rm", "-f", "two", "three", "four"]);
+    home.ok(&["snapshot", "rm", "last", "base"]);
+    assert_eq!((home.left(), fs::read_dir(snapshots(&home)).unwrap().count()), (0, 0));
+}
+
+#[test]
 fn a_snapshot_that_fails_leaves_the_container_as_it_was_and_nothing_else() {
     let home = Home::new();
     let net = ["--network", "none"];

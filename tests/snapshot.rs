@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -192,6 +192,40 @@ fn a_clone_has_clones_and_a_copied_snapshot_is_read_whole() {
     let mut second = folder.restore("second", &[]);
     assert_eq!(second.sh("cat /file").trim(), "second generation");
     assert_eq!(second.power_off(), 0);
+}
+
+#[test]
+fn what_differs_from_a_snapshot_is_one() {
+    let folder = Folder::new();
+    let guest = folder.boot(&[]);
+    let difference = |control: &str, name: &str| {
+        run(Command::new(CORACLE).args(["snapshot", "create", "--diff", &folder.word(control), &folder.word(name)]))
+    };
+    let (status, _, stderr) = difference("c.sock", "none");
+    assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
+    assert!(stderr.contains("booted from its kernel") && !folder.path("none").exists(), "{stderr}");
+    folder.snapshot("c.sock", &["--stop"]);
+    drop(guest);
+    fs::rename(folder.path("ready"), folder.path("base")).unwrap();
+    let restore = |directory: &str, control: &str| {
+        let (directory, vsock) = (folder.word(directory), folder.word("clone-v.sock"));
+        Guest::start(["--restore", &directory, "--vsock", &vsock, "--control", &folder.word(control)])
+    };
+    let mut first = restore("base", "first.sock");
+    first.sh("head -c 1000000 /dev/urandom > /file; sha256sum /file > /sum");
+    assert_eq!(difference("first.sock", "ready").0, Some(0));
+    // The one that it was taken of goes on, and changes nothing of it.
+    first.sh("rm /file");
+    assert_eq!(first.power_off(), 0);
+    let bytes = |name: &str| fs::metadata(folder.path(name).join("memory")).unwrap().blocks() * 512;
+    assert!(2 * bytes("ready") < bytes("base"), "{} and {}", bytes("ready"), bytes("base"));
+    let mut second = restore("ready", "second.sock");
+    second.sh("sha256sum -c /sum");
+    assert_eq!(second.power_off(), 0);
+    fs::rename(folder.path("base"), folder.path("away")).unwrap();
+    let (status, _, stderr) = run(Command::new(CORACLE).args(["boot", "--restore", &folder.word("ready")]));
+    assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
+    assert!(stderr.contains("holds only what differs from"), "{stderr}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use coracle::failure::Failure;
 use coracle::supervisor::wire::Request;
 use coracle::supervisor::{Snapshot, Snapshots};
-use coracle::vmm::snapshot::{self as vmm, MEMORY_FILE, STATE_FILE};
+use coracle::vmm::snapshot::{self as vmm, MEMORY_FILE, STATE_FILE, Scope};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -24,6 +24,7 @@ Examples:
   coracle snapshot create db ready
   coracle run -d --from ready -p 6379
   coracle run --rm --from ready
+  coracle snapshot create --diff CLONE later
 
 A snapshot has all of the container's memory, its processes with all secrets that they hold, and what it has written. It
 does not have volumes and paths of the host, with which a container cannot be in a snapshot, nor published ports, programs
@@ -68,6 +69,10 @@ struct CreateArgs {
     /// End the microVM afterwards, before its guest goes on
     #[arg(long)]
     stop: bool,
+    /// Write only the memory that differs from the snapshot that it was started from, which is needed for as long as this
+    /// one is
+    #[arg(long)]
+    diff: bool,
 }
 
 #[derive(Debug, Args)]
@@ -133,13 +138,14 @@ fn open(what: &str) -> Result<Snapshots, Failure> {
 
 fn create(args: &CreateArgs) -> anyhow::Result<()> {
     let is_socket = std::fs::metadata(&args.of).is_ok_and(|found| found.file_type().is_socket());
+    let memory = if args.diff { Scope::Difference } else { Scope::Whole };
     // No container's name has a slash in it.
     if is_socket || args.of.contains('/') {
         let Some(directory) = &args.name else {
             let why = "a microVM has no name that its snapshot could have";
             return Err(Failure::new("cannot take a snapshot", why, "a directory to be made, after the socket").into());
         };
-        return Ok(vm::create(args.of.as_ref(), directory.as_ref(), args.stop)?);
+        return Ok(vm::create(args.of.as_ref(), directory.as_ref(), memory, args.stop)?);
     }
     let what = format!("cannot take a snapshot of container {}", args.of);
     if args.stop {
@@ -147,7 +153,7 @@ fn create(args: &CreateArgs) -> anyhow::Result<()> {
     }
     let (container, connection) = containers::connect(&args.of, &what)?;
     let name = args.name.clone().unwrap_or_else(|| container.config.name.clone());
-    connection.request(Request::Snapshot { name: name.clone() }, &what)?;
+    connection.request(Request::Snapshot { name: name.clone(), memory }, &what)?;
     writeln!(io::stdout(), "{name}")?;
     Ok(())
 }
@@ -186,10 +192,11 @@ fn list(args: &LsArgs) -> anyhow::Result<()> {
             units::ago(age),
             format!("{}MiB", one.config.shape.memory_mib),
             units::size(size(&snapshots, one)),
+            one.base.as_ref().map_or_else(String::new, |base| base.snapshot.clone()),
         ]
     };
     let rows: Vec<_> = all.iter().map(row).collect();
-    units::table(&mut out, &["SNAPSHOT", "CONTAINER", "IMAGE", "CREATED", "MEMORY", "SIZE"], &rows)?;
+    units::table(&mut out, &["SNAPSHOT", "CONTAINER", "IMAGE", "CREATED", "MEMORY", "SIZE", "BASE"], &rows)?;
     Ok(())
 }
 
@@ -213,6 +220,7 @@ fn describe(snapshots: &Snapshots, one: &Snapshot) -> Value {
         "Memory": one.config.shape.memory_mib << 20,
         "Network": one.config.network.as_ref().map(|network| &network.name),
         "HasDisk": one.disk.is_some(),
+        "Base": one.base.as_ref().map(|base| &base.snapshot),
         "Size": size(snapshots, one),
         "State": place.join(STATE_FILE),
         "MemoryFile": place.join(MEMORY_FILE),

@@ -29,7 +29,7 @@ use crate::vmm::file_identity::FileIdentity;
 use crate::vmm::host::Host;
 use crate::vmm::process::Vmm;
 use crate::vmm::snapshot::format::VERSION;
-use crate::vmm::snapshot::{self, NEW_PREFIX, NewSnapshot, STATE_FILE};
+use crate::vmm::snapshot::{self, NEW_PREFIX, NewSnapshot, STATE_FILE, Scope};
 use crate::vmm::stages::Stage;
 
 /// How often, and how many times, it is asked whether its connections are gone.
@@ -240,7 +240,9 @@ pub(super) fn snapshot_of(
     talk.settle()?;
     // Paused for good: what the guest would do from here on, each clone does.
     talk.ask(&Request::Pause)?;
-    Request::Snapshot.send_with(&control, new.files()).map_err(|error| no_template(error, LOOK))?;
+    Request::Snapshot { memory: Scope::Whole }
+        .send_with(&control, new.files())
+        .map_err(|error| no_template(error, LOOK))?;
     talk.reply()?;
     // One that has ended by itself is no worse.
     let _ = Request::Stop.send(&control).and_then(|()| vmm.wait());

@@ -57,6 +57,9 @@ pub struct Snapshot {
     pub rootfs: FileIdentity,
     /// The copy of the disk for what it writes; `None` where it writes into memory.
     pub disk: Option<FileIdentity>,
+    /// The snapshot whose memory it holds only the difference to.
+    #[serde(default)]
+    pub base: Option<Origin>,
 }
 
 /// One that is being taken.
@@ -177,13 +180,24 @@ impl Snapshots {
     /// mapped.
     ///
     /// # Errors
-    /// There is none of this name, or it cannot be removed.
+    /// There is none of this name, another needs it, or it cannot be removed.
     pub fn remove(&self, name: &str) -> Result<(), Failure> {
         let what = format!("cannot remove snapshot {name}");
         let place = self.place(name);
         // One that is damaged can be removed too.
         if !names::is_name(name) || !place.is_dir() {
             return Err(Failure::new(what, "there is none of this name", "`coracle snapshot ls`"));
+        }
+        // Nobody takes one that needs it meanwhile.
+        let lock = file_lock::open(&self.root.with_extension("lock")).and_then(|lock| {
+            file_lock::take(&lock, FlockOperation::LockExclusive)?;
+            Ok(Held::of(lock))
+        });
+        let _held = lock.map_err(|error| Failure::new(&what, error, "look at the directory's owner"))?;
+        let needs_it = |other: &Snapshot| other.base.as_ref().is_some_and(|base| base.snapshot == name);
+        if let Some(other) = self.all()?.into_iter().find(needs_it) {
+            let why = format!("snapshot {} holds only what differs from it", other.name);
+            return Err(Failure::new(what, why, format!("`coracle snapshot rm {}` first", other.name)));
         }
         // From here on there is none, whatever becomes of the rest.
         let hidden = self.root.join(format!("{NEW_PREFIX}{name}-{}", std::process::id()));

@@ -45,6 +45,7 @@ impl Place {
             addresses: vec!["10.0.0.2/24".parse().unwrap()],
             rootfs,
             disk: None,
+            base: None,
         };
         begun.publish(&record, "what")
     }

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
+use crate::vmm::snapshot::Scope;
 
 /// Longest payload; longer output takes several frames.
 pub const MAX_PAYLOAD: usize = 64 << 10;
@@ -70,6 +71,9 @@ pub enum Request {
     Snapshot {
         /// What it is to be called.
         name: String,
+        /// How much of the guest's memory is in it.
+        #[serde(default)]
+        memory: Scope,
     },
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::devices::exit::GuestEnd;
+use super::snapshot::Scope;
 use super::stages::Mark;
 use super::vcpu::Sample;
 use crate::failure::Failure;
@@ -66,7 +67,11 @@ pub enum Request {
     Resume,
     /// Takes a snapshot, with the guest paused meanwhile. Two descriptors come with it: empty files for the state and for
     /// the memory, open for reading and writing.
-    Snapshot,
+    Snapshot {
+        /// How much of the memory.
+        #[serde(default)]
+        memory: Scope,
+    },
     /// Ends the VM at once.
     Stop,
     /// Sets the balloon: memory that the guest is to give back.

@@ -23,6 +23,7 @@ use super::event_loop::EventLoop;
 use super::host::{self, Host};
 use super::layout::{MMIO_BASE, MMIO_WINDOW, PMEM_ALIGN, VIRTIO_GSIS};
 use super::memory::{self, Ram};
+use super::snapshot::difference::Whole;
 use super::stages::{Stage, Stages};
 use super::stats::VcpuStats;
 use super::vcpu::{Failed, Shared, VcpuEnd, Vcpus};
@@ -57,6 +58,8 @@ pub struct Machine {
     kernel: Option<KernelImage>,
     command_line: String,
     host: Host,
+    /// Of a VM that was restored: the memory file from which its RAM is mapped.
+    pub origin: Option<Whole>,
     buses: [Arc<Bus>; 2],
     ram: Arc<Ram>,
     /// Closing its descriptor disconnects every interrupt line, though the vCPUs run on.
@@ -176,6 +179,7 @@ pub(super) fn assemble(
         kernel,
         command_line,
         host,
+        origin: None,
         buses,
         ram,
         vm,
@@ -435,6 +439,7 @@ impl Machine {
             "command_line": self.command_line,
             "cpus": self.config.cpus,
             "memory_mib": self.config.memory_mib,
+            "origin": self.origin.as_ref().map(|origin| &origin.path),
             "devices": devices,
         });
         match info {

@@ -15,7 +15,7 @@ use super::devices::exit::GuestEnd;
 use super::event_loop::Token;
 use super::jail::Jail;
 use super::machine::Machine;
-use super::snapshot;
+use super::snapshot::{self, Scope};
 use super::wakeups::Wakeups;
 use crate::failure::Failure;
 
@@ -279,7 +279,7 @@ impl Runner {
         let Ok(lines) = client.receive() else { return false };
         lines.iter().all(|line| {
             let reply = match serde_json::from_slice::<Request>(line) {
-                Ok(Request::Snapshot) => self.snapshot(client.take_files()),
+                Ok(Request::Snapshot { memory }) => self.snapshot(client.take_files(), memory),
                 Ok(request) => self.answer(&request),
                 Err(error) => Reply::Error(format!("not a request: {error}")),
             };
@@ -303,7 +303,7 @@ impl Runner {
                 }
                 Err(error) => Reply::Error(does_not_stop(&error)),
             },
-            Request::Snapshot => self.snapshot(None),
+            Request::Snapshot { memory } => self.snapshot(None, *memory),
             Request::Resume => {
                 self.paused = false;
                 self.machine.vcpus.resume();
@@ -330,7 +330,7 @@ impl Runner {
     }
 
     /// Takes a snapshot into these files; a guest that ran goes on.
-    fn snapshot(&mut self, files: Option<[File; 2]>) -> Reply {
+    fn snapshot(&mut self, files: Option<[File; 2]>, scope: Scope) -> Reply {
         let Some([state, memory]) = files else {
             return Reply::Error(
                 "a snapshot needs two descriptors with the request: of its state and of its memory".into(),
@@ -339,7 +339,7 @@ impl Runner {
         if let Err(error) = self.machine.vcpus.pause() {
             return Reply::Error(does_not_stop(&error));
         }
-        let taken = snapshot::take(&self.machine, &state, &memory);
+        let taken = snapshot::take(&self.machine, &state, &memory, scope);
         if !self.paused {
             self.machine.vcpus.resume();
         }

@@ -5,14 +5,14 @@ use std::path::Path;
 
 use coracle::failure::Failure;
 use coracle::vmm::control::{Client, Request};
-use coracle::vmm::snapshot::{self, NewSnapshot, Taken};
+use coracle::vmm::snapshot::{self, NewSnapshot, Scope, Taken};
 use serde_json::{Value, json};
 
 /// The directory appears when the snapshot is whole, and on disk.
 ///
 /// # Errors
 /// There is something of that name, no room, or no microVM.
-pub fn create(control: &Path, directory: &Path, stop: bool) -> Result<(), Failure> {
+pub fn create(control: &Path, directory: &Path, memory: Scope, stop: bool) -> Result<(), Failure> {
     let what = || format!("cannot take snapshot {}", directory.display());
     let refused = |why: &dyn std::fmt::Display, advice: &str| Failure::new(what(), why, advice);
     if directory.exists() {
@@ -29,7 +29,7 @@ pub fn create(control: &Path, directory: &Path, stop: bool) -> Result<(), Failur
         vmm.ask(&Request::Pause).map_err(|why| refused(&why, "`coracle boot` anew"))?;
     }
     let taken = vmm
-        .ask_with(&Request::Snapshot, new.files())
+        .ask_with(&Request::Snapshot { memory }, new.files())
         .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()))
         .and_then(|taken| new.sync().map(|()| taken).map_err(|error| error.to_string()));
     if stop {
@@ -59,6 +59,7 @@ pub fn inspect(directory: &Path) -> Result<Value, Failure> {
         "CommandLine": state.command_line,
         "MemoryBytes": state.memory.size,
         "DataBytes": state.memory.data,
+        "Base": state.base.as_ref().map(|base| &base.whole.path),
         "Devices": state.devices.len(),
     }))
 }

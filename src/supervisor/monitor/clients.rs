@@ -202,7 +202,7 @@ fn answer(monitor: &Monitor, client: &Arc<Client>, request: Request) -> io::Resu
         Request::Stop { signal, grace_ms } => Some(monitor.stop(signal, grace_ms.map(Duration::from_millis))),
         Request::Pause => Some(monitor.pause(true)),
         Request::Resume => Some(monitor.pause(false)),
-        Request::Snapshot { name } => Some(monitor.snapshot(&name)),
+        Request::Snapshot { name, memory } => Some(monitor.snapshot(&name, memory)),
     };
     reply.map_or(Ok(()), |reply| client.send(&Frame::Reply(reply)))
 }

@@ -22,19 +22,20 @@ use crate::supervisor::snapshots::{Begun, Snapshot, Snapshots};
 use crate::supervisor::wire::Reply;
 use crate::vmm::control::{Client, Request};
 use crate::vmm::file_identity::FileIdentity;
+use crate::vmm::snapshot::{MEMORY_FILE, Scope};
 
 impl Monitor {
     /// Takes one of this name; the container goes on, as it does where that fails.
-    pub(super) fn snapshot(&self, name: &str) -> Reply {
+    pub(super) fn snapshot(&self, name: &str, scope: Scope) -> Reply {
         let what = format!("cannot take snapshot {name} of container {}", self.container.config.name);
-        match self.running().map(|_| self.take_snapshot(name, &what)) {
+        match self.running().map(|_| self.take_snapshot(name, scope, &what)) {
             Ok(Ok(())) => Reply::Done,
             Ok(Err(failure)) => Reply::Failed { failure, status: EXIT_FAILURE },
             Err(ended) => ended,
         }
     }
 
-    fn take_snapshot(&self, name: &str, what: &str) -> Result<(), Failure> {
+    fn take_snapshot(&self, name: &str, scope: Scope, what: &str) -> Result<(), Failure> {
         let config = &self.container.config;
         if config.isolation.is_container() {
             let why = "its processes are in no VM of their own, of which one could be taken";
@@ -49,12 +50,17 @@ impl Monitor {
             return Err(Failure::new(what, why, next));
         }
         let _alone = self.standing.lock().expect("no thread panics while it holds this");
-        let begun = Snapshots::beside(&self.container.siblings()?)?.begin(name, what)?;
+        let snapshots = Snapshots::beside(&self.container.siblings()?)?;
+        let begun = snapshots.begin(name, what)?;
+        let base = match scope {
+            Scope::Whole => None,
+            Scope::Difference => Some(self.base(&snapshots, what)?),
+        };
         let rootfs =
             identity(&rootfs(config)?.1).map_err(|error| Failure::new(what, error, "`coracle pull` the image"))?;
         let state = self.container.state()?;
         let still = (state.status != Status::Paused).then(|| Still::make(&self.vsock)).transpose()?;
-        self.write_snapshot(&begun, what)?;
+        self.write_snapshot(&begun, scope, what)?;
         drop(still);
         let id = names::new_id().map_err(|error| Failure::new(what, error, "a kernel with getrandom(2)"))?;
         let copy = begun.new.directory().join(storage::FILE);
@@ -70,19 +76,38 @@ impl Monitor {
             addresses: state.addresses,
             rootfs,
             disk: disk.map_err(|error| no_room(what, &error))?,
+            base,
         };
         begun.publish(&record, what)
     }
 
+    /// The snapshot whose memory file the VM has its memory from.
+    fn base(&self, snapshots: &Snapshots, what: &str) -> Result<Origin, Failure> {
+        let info = self.vmm(what)?.ask(&Request::Info).map_err(|why| Failure::new(what, why, "`coracle ps -a`"))?;
+        let file = info.get("origin").and_then(|origin| origin.as_str()).map(Path::new);
+        let name = file.and_then(|file| Some(file.parent()?.file_name()?.to_str()?.to_owned()));
+        match name.filter(|name| Some(&*snapshots.place(name).join(MEMORY_FILE)) == file) {
+            Some(name) => snapshots.find(&name, what).map(|found| Origin { snapshot: name, id: found.id }),
+            None => {
+                let why = "it was not started from a snapshot, and there is none that it could differ from";
+                Err(Failure::new(what, why, "the same without --diff, or a container of `coracle run --from`"))
+            }
+        }
+    }
+
+    fn vmm(&self, what: &str) -> Result<Client, Failure> {
+        let gone = |error| Failure::new(what, format!("its VMM does not answer: {error}"), "`coracle ps -a`");
+        Client::connect(&self.control).map_err(gone)
+    }
+
     /// Memory, state and disk, with the VM standing still.
-    fn write_snapshot(&self, begun: &Begun, what: &str) -> Result<(), Failure> {
-        let gone =
-            |error: io::Error| Failure::new(what, format!("its VMM does not answer: {error}"), "`coracle ps -a`");
-        let mut vmm = Client::connect(&self.control).map_err(gone)?;
+    fn write_snapshot(&self, begun: &Begun, scope: Scope, what: &str) -> Result<(), Failure> {
+        let mut vmm = self.vmm(what)?;
         let ask =
             |vmm: &mut Client, request| vmm.ask(&request).map_err(|why| Failure::new(what, why, "`coracle ps -a`"));
         ask(&mut vmm, Request::Pause)?;
-        let written = vmm.ask_with(&Request::Snapshot, begun.new.files()).map_err(|why| Failure::new(what, why, ROOM));
+        let request = Request::Snapshot { memory: scope };
+        let written = vmm.ask_with(&request, begun.new.files()).map_err(|why| Failure::new(what, why, ROOM));
         let written = written.and_then(|_| match self.container.config.storage_size {
             Some(_) => storage::copy(
                 &self.container.directory().join(storage::FILE),

@@ -2,7 +2,7 @@
 //! Why a snapshot cannot be used, and what to do then.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::format::VERSION;
 use crate::failure::Failure;
@@ -52,6 +52,14 @@ pub enum SnapshotError {
     /// The memory file does not go with the state.
     #[error("its memory file does not belong to it: {0}")]
     Memory(&'static str),
+    /// What it differs from is not there.
+    #[error("it holds only what differs from {}: {why}", path.display())]
+    Base {
+        /// The memory file that holds the rest.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// It has other devices than those that were named.
     #[error("it has {then} {what}, and {now} were named")]
     Devices {
@@ -90,6 +98,7 @@ impl SnapshotError {
                 "the file as it was, or name it: what is named anew with --disk or --pmem may be another"
             }
             Self::Memory(_) => "the memory file that was written with this state; else take a new snapshot",
+            Self::Base { .. } => "the snapshot that it was taken with a difference to, where it was and as it was",
             _ => "take a new snapshot on this host, with this release",
         }
     }

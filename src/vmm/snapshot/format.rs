@@ -19,7 +19,7 @@ use super::state::State;
 /// What a state file starts with.
 pub const MAGIC: [u8; 8] = *b"CORACLE\x1a";
 /// Version of the format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// `EM_X86_64`.
 const ARCHITECTURE: u32 = 62;
 /// Bytes of the header.

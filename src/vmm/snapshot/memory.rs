@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -20,9 +21,9 @@ use super::SnapshotError;
 use crate::vmm::file_identity::FileIdentity;
 use crate::vmm::memory::{Ram, ram_ranges};
 
-const PAGE: usize = 4096;
+pub(super) const PAGE: usize = 4096;
 /// Bytes that are copied out of the guest at a time.
-const CHUNK: usize = 256 << 10;
+pub(super) const CHUNK: usize = 256 << 10;
 static ZEROES: [u8; PAGE] = [0; PAGE];
 
 /// By what a memory file is known.
@@ -65,24 +66,56 @@ impl Checksum {
 /// # Errors
 /// The system's, such as a full disk.
 pub fn write(ram: &Ram, file: &File) -> io::Result<MemoryPrint> {
+    write_parts(ram, file, &regions(ram))
+}
+
+/// Writes these parts of it.
+///
+/// # Errors
+/// As for [`write`].
+pub(super) fn write_parts(ram: &Ram, file: &File, parts: &[Part]) -> io::Result<MemoryPrint> {
     let mut checksum = Checksum::new();
-    let mut buffer = vec![0; CHUNK];
-    let mut start = 0;
-    for region in ram.iter() {
-        let mut offset = 0;
-        while offset < region.len() {
-            let left = usize::try_from(region.len() - offset).unwrap_or(usize::MAX);
-            let chunk = buffer.get_mut(..left.min(CHUNK)).unwrap_or_default();
-            // A copy: devices and vCPUs stand still, but what else shares this memory may not.
-            region.read_slice(chunk, MemoryRegionAddress(offset)).map_err(io::Error::other)?;
-            write_chunk(file, start + offset, chunk, &mut checksum)?;
-            offset += chunk.len() as u64;
-        }
-        start += region.len();
-    }
-    file.set_len(start)?;
+    each_chunk(ram, parts, |offset, chunk| write_chunk(file, offset, chunk, &mut checksum))?;
+    let size = regions(ram).last().map_or(0, |last| last.end);
+    file.set_len(size)?;
     let Checksum { hasher, data } = checksum;
-    Ok(MemoryPrint { size: start, data, checksum: hasher.finalize(), identity: FileIdentity::of(file)? })
+    Ok(MemoryPrint { size, data, checksum: hasher.finalize(), identity: FileIdentity::of(file)? })
+}
+
+/// Part of a memory file: offsets, whole pages, all of one region of RAM.
+pub(super) type Part = Range<u64>;
+
+/// Where each region of RAM is in the file.
+pub(super) fn regions(ram: &Ram) -> Vec<Part> {
+    let ends = ram.iter().scan(0, |end, region| {
+        *end += region.len();
+        Some(*end - region.len()..*end)
+    });
+    ends.collect()
+}
+
+/// Looks at these parts of RAM, at most [`CHUNK`] bytes at a time, with their offset in the file.
+pub(super) fn each_chunk(
+    ram: &Ram,
+    parts: &[Part],
+    mut look: impl FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    for (region, place) in ram.iter().zip(regions(ram)) {
+        for part in parts.iter().filter(|part| place.contains(&part.start)) {
+            let mut offset = part.start;
+            while offset < part.end.min(place.end) {
+                let left = usize::try_from(part.end - offset).unwrap_or(usize::MAX);
+                let chunk = buffer.get_mut(..left.min(CHUNK)).unwrap_or_default();
+                // A copy: devices and vCPUs stand still, but what else shares this memory may not.
+                let from = MemoryRegionAddress(offset - place.start);
+                region.read_slice(chunk, from).map_err(io::Error::other)?;
+                look(offset, chunk)?;
+                offset += chunk.len() as u64;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Writes each run of pages that are not zero.

@@ -3,11 +3,13 @@
 //!
 //! - The state ([`format`]): what KVM and the devices know. It is read whole and checked whole, before any of it is used.
 //! - The memory ([`memory`]): the guest's RAM, with holes for zeroes. It is mapped, private to each VM, so that what no
-//!   clone has written is in the host's page cache once for all.
+//!   clone has written is in the host's page cache once for all. It may hold only what differs from another
+//!   ([`difference`]).
 
 use std::path::{Path, PathBuf};
 
 pub mod config;
+pub mod difference;
 mod directory;
 mod error;
 pub mod format;
@@ -24,7 +26,7 @@ pub use directory::{NEW_PREFIX, NewSnapshot};
 pub use error::SnapshotError;
 pub use restore::{read, restore};
 pub use state::State;
-pub use take::{TakeError, Taken, take};
+pub use take::{Scope, TakeError, Taken, take};
 
 /// Name of the state in a snapshot's directory.
 pub const STATE_FILE: &str = "state";

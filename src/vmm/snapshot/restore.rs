@@ -11,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::RestoreConfig;
+use super::difference::Whole;
 use super::error::SnapshotError;
 use super::format::{self, HEADER, MAX_STATE};
 use super::host_print::HostPrint;
@@ -38,7 +39,7 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     memory::check(&file, &state.memory).map_err(about)?;
     let config = request.apply(&mut state).map_err(about)?;
     config.check()?;
-    let ram = memory::map(file, state.memory.size).map_err(about)?;
+    let (ram, origin) = map(file, &request.memory, &state).map_err(about)?;
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
@@ -46,7 +47,22 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     put(&state, &host, &attached, &wired).map_err(about)?;
     renew_generation(&ram, &wired)?;
     stages.mark(Stage::Restored);
-    machine::assemble(config, None, state.command_line, host, attached, wired, ram, stages, news)
+    let mut machine = machine::assemble(config, None, state.command_line, host, attached, wired, ram, stages, news)?;
+    machine.origin = Some(origin);
+    Ok(machine)
+}
+
+/// The guest's memory, and the file that holds all of it, or what `file` at `path` does not.
+fn map(file: File, path: &Path, state: &State) -> Result<(Arc<Ram>, Whole), SnapshotError> {
+    let size = state.memory.size;
+    match &state.base {
+        None => Ok((memory::map(file, size)?, Whole { path: std::path::absolute(path)?, print: state.memory.clone() })),
+        Some(base) => {
+            let ram = memory::map(base.open()?, size)?;
+            base.lay_over(&ram, &file)?;
+            Ok((ram, base.whole.clone()))
+        }
+    }
 }
 
 /// Reads and checks a state file.

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::SnapshotError;
+use super::difference::Base;
 use super::host_print::HostPrint;
 use super::memory::MemoryPrint;
 use crate::vmm::arch::state::{VcpuState, VmState};
@@ -28,6 +29,8 @@ pub struct State {
     pub command_line: String,
     /// The memory file that goes with it.
     pub memory: MemoryPrint,
+    /// What that lacks; `None` where it is whole.
+    pub base: Option<Base>,
     /// KVM's own devices.
     pub vm: VmState,
     /// vCPUs, by number.
@@ -52,6 +55,7 @@ impl State {
         if self.config.memory_mib.checked_mul(1 << 20) != Some(self.memory.size) {
             return wrong("it has another size of memory than it says");
         }
+        self.base.iter().try_for_each(|base| base.check(self.memory.size))?;
         if self.devices.len() != self.config.virtio_devices() {
             return wrong("it has another number of devices than it says");
         }

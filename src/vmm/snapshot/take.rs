@@ -6,6 +6,7 @@ use std::io::{self, Write};
 
 use serde::{Deserialize, Serialize};
 
+use super::difference::Base;
 use super::host_print::HostPrint;
 use super::{State, format, memory};
 use crate::vmm::arch::state::StateError;
@@ -36,6 +37,9 @@ pub enum TakeError {
     /// It shares a directory of the host's.
     #[error("it shares directories of the host's, and what virtiofsd knows of them cannot be kept")]
     Shared,
+    /// It was not restored.
+    #[error("it was booted from its kernel, and there is no snapshot that it could differ from")]
+    NoBase,
     /// It cannot be written down.
     #[error("a path of the microVM is not UTF-8")]
     Encode,
@@ -52,6 +56,17 @@ pub struct Taken {
     pub took_us: u64,
 }
 
+/// How much of the memory a snapshot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// All that is not zero.
+    #[default]
+    Whole,
+    /// What differs from the snapshot that the VM was started from.
+    Difference,
+}
+
 /// Writes a VM whose vCPUs stand still into two empty files.
 ///
 /// Devices come to rest first, since that may interrupt the guest; then what interrupts go through, in the same order:
@@ -59,7 +74,7 @@ pub struct Taken {
 ///
 /// # Errors
 /// See [`TakeError`].
-pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<Taken, TakeError> {
+pub fn take(machine: &Machine, state_file: &File, memory_file: &File, scope: Scope) -> Result<Taken, TakeError> {
     let start = monotonic_ns();
     if !machine.config().fs.is_empty() {
         return Err(TakeError::Shared);
@@ -69,7 +84,14 @@ pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<
     let vm = machine.vm().state()?;
     let vcpus = machine.vcpus.states(machine.vm().msr_list()?)?;
     let write = |file| move |source| TakeError::Write { file, source };
-    let memory = memory::write(machine.ram(), memory_file).map_err(write("memory"))?;
+    let (base, memory) = match scope {
+        Scope::Whole => (None, memory::write(machine.ram(), memory_file).map_err(write("memory"))?),
+        Scope::Difference => {
+            let whole = machine.origin.clone().ok_or(TakeError::NoBase)?;
+            let written = Base::write_difference(whole, machine.ram(), memory_file).map_err(write("memory"))?;
+            (Some(written.0), written.1)
+        }
+    };
     let state = State {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         taken_at: utc_seconds(),
@@ -78,6 +100,7 @@ pub fn take(machine: &Machine, state_file: &File, memory_file: &File) -> Result<
         config: lasting(machine.config()),
         command_line: machine.command_line().to_owned(),
         memory,
+        base,
         vm,
         vcpus,
         devices,

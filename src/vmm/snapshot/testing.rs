@@ -24,6 +24,7 @@ pub fn state() -> State {
         config: serde_json::from_str(config).expect("a configuration"),
         command_line: "reboot=k".to_owned(),
         memory: memory::write(&ram, &file).expect("a memory file"),
+        base: None,
         vm: VmState::default(),
         vcpus: vec![VcpuState::default()],
         devices: Vec::new(),
