@@ -223,6 +223,13 @@ fn what_differs_from_a_snapshot_is_one() {
     second.sh("sha256sum -c /sum");
     assert_eq!(second.power_off(), 0);
     fs::rename(folder.path("base"), folder.path("away")).unwrap();
+    let mut third = restore("away", "third.sock");
+    third.sh("true");
+    fs::rename(folder.path("away"), folder.path("moved")).unwrap();
+    let (status, _, stderr) = difference("third.sock", "late");
+    assert_eq!((status, stderr.lines().count(), folder.path("late").exists()), (Some(125), 3, false), "{stderr}");
+    assert!(stderr.contains("holds only what differs from"), "{stderr}");
+    drop(third);
     let (status, _, stderr) = run(Command::new(CORACLE).args(["boot", "--restore", &folder.word("ready")]));
     assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
     assert!(stderr.contains("holds only what differs from"), "{stderr}");

@@ -31,12 +31,15 @@ pub fn create(control: &Path, directory: &Path, memory: Scope, stop: bool) -> Re
     let taken = vmm
         .ask_with(&Request::Snapshot { memory }, new.files())
         .and_then(|taken| serde_json::from_value::<Taken>(taken).map_err(|error| error.to_string()))
-        .and_then(|taken| new.sync().map(|()| taken).map_err(|error| error.to_string()));
+        .and_then(|taken| new.sync().map(|()| taken).map_err(|error| error.to_string()))
+        .and_then(|taken| snapshot::check_base(new.path()).map(|()| taken).map_err(|error| error.to_string()));
     if stop {
         // Only now, so that a guest whose snapshot failed goes on. One that ends may not answer any more.
         let _ = vmm.ask(if taken.is_ok() { &Request::Stop } else { &Request::Resume });
     }
-    let taken = taken.map_err(|why| refused(&why, "room on that file system, and a microVM that runs"))?;
+    let taken = taken.map_err(|why| {
+        refused(&why, "room on that file system, and a microVM that runs; --diff needs what it was started from")
+    })?;
     new.publish(directory).map_err(no_room)?;
     let Taken { state_bytes, memory_bytes, took_us } = taken;
     let milliseconds = took_us / 1000;

@@ -73,6 +73,8 @@ struct Monitor {
     size: Mutex<WindowSize>,
     /// Held by who has the container stand still, or go on.
     standing: Mutex<()>,
+    /// Held by who has the guest give memory back.
+    relieving: Mutex<()>,
 }
 
 /// What is there before a monitor has its container.
@@ -140,6 +142,7 @@ pub fn run(directory: &Path, client: OwnedFd, beforehand: Beforehand) -> Result<
         order: Mutex::default(),
         size: Mutex::default(),
         standing: Mutex::default(),
+        relieving: Mutex::default(),
     });
     if let Err(error) = clients::serve_first(&monitor, client) {
         log::info!("who asked for the container has gone: {error}");

@@ -111,6 +111,8 @@ impl Monitor {
     pub(super) fn relieve_later(self: &Arc<Self>) {
         let monitor = Arc::clone(self);
         thread::spawn(move || {
+            // A guest that does not answer keeps one thread waiting, and no more.
+            let Ok(_alone) = monitor.relieving.try_lock() else { return };
             // Not all of a host's guests at the same moment: that would be the next thing it is short of.
             thread::sleep(Duration::from_millis(u64::from(std::process::id() % 32) * 100));
             match monitor.relieve() {

@@ -22,7 +22,7 @@ use crate::supervisor::snapshots::{Begun, Snapshot, Snapshots};
 use crate::supervisor::wire::Reply;
 use crate::vmm::control::{Client, Request};
 use crate::vmm::file_identity::FileIdentity;
-use crate::vmm::snapshot::{MEMORY_FILE, Scope};
+use crate::vmm::snapshot::{MEMORY_FILE, Scope, check_base};
 
 impl Monitor {
     /// Takes one of this name; the container goes on, as it does where that fails.
@@ -62,6 +62,11 @@ impl Monitor {
         let still = (state.status != Status::Paused).then(|| Still::make(&self.vsock)).transpose()?;
         self.write_snapshot(&begun, scope, what)?;
         drop(still);
+        if base.is_some() {
+            check_base(begun.new.directory()).map_err(|error| {
+                Failure::new(what, error, "the same without --diff, since what it was started from is no more")
+            })?;
+        }
         let id = names::new_id().map_err(|error| Failure::new(what, error, "a kernel with getrandom(2)"))?;
         let copy = begun.new.directory().join(storage::FILE);
         // On disk before it has a name.

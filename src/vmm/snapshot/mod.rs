@@ -33,6 +33,14 @@ pub const STATE_FILE: &str = "state";
 /// Name of the memory in a snapshot's directory.
 pub const MEMORY_FILE: &str = "memory";
 
+/// Checks that what a snapshot in this directory differs from is there, if it holds a difference only.
+///
+/// # Errors
+/// It cannot be read, or what it needs is no more, or another.
+pub fn check_base(directory: &Path) -> Result<(), SnapshotError> {
+    read(&directory.join(STATE_FILE))?.base.map_or(Ok(()), |base| base.open().map(drop))
+}
+
 /// The state file of a snapshot that is named by its directory, or by that file itself.
 pub fn state_file(snapshot: &Path) -> PathBuf {
     if snapshot.is_dir() { snapshot.join(STATE_FILE) } else { snapshot.to_owned() }
