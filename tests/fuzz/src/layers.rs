@@ -97,9 +97,7 @@ impl Entry {
 fuzz_target!(|layers: Vec<Layer>| {
     let layers = layers.into_iter().map(|layer| match layer {
         Layer::Bytes(bytes) => bytes,
-        Layer::Entries(entries) => {
-            archive::archive(&entries.into_iter().map(Entry::member).collect::<Vec<_>>())
-        }
+        Layer::Entries(entries) => archive::archive(&entries.into_iter().map(Entry::member).collect::<Vec<_>>()),
     });
     let layers: Vec<Vec<u8>> = layers.collect();
     let mut output = tempfile::tempfile().expect("temporary file");

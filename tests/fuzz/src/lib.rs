@@ -59,7 +59,8 @@ fn take(
     let page = |place: u8| BUFFERS + u64::from(place) * 0x1000;
     match step {
         Step::Add { queue, buffers } => {
-            let buffers: Vec<_> = buffers.iter().map(|(place, length, writable)| (page(*place), (*length).into(), *writable)).collect();
+            let buffers: Vec<_> =
+                buffers.iter().map(|(place, length, writable)| (page(*place), (*length).into(), *writable)).collect();
             if let (Some(driver), false) = (drivers.get_mut(usize::from(*queue) % count), buffers.is_empty()) {
                 driver.add(&buffers);
             }

@@ -18,8 +18,8 @@ fuzz_target!(|accesses: Vec<(u16, u8, u64, bool)>| {
     let events = Arc::new(EventLoop::new().expect("an epoll set"));
     let window = Windows::new(1).expect("memory").window(0);
     let interrupt = Interrupt::new(EventFd::new(libc::EFD_NONBLOCK).expect("an eventfd"));
-    let transport =
-        Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt, window).expect("a transport");
+    let transport = Transport::new(Box::new(Rng::new()), 0, memory, Arc::clone(&events), interrupt, window, true)
+        .expect("a transport");
     for (offset, width, value, write) in accesses.iter().take(256) {
         let mut data = value.to_le_bytes();
         let data = &mut data[..usize::from(width % 8) + 1];
