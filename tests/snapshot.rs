@@ -230,6 +230,11 @@ fn what_differs_from_a_snapshot_is_one() {
     assert_eq!((status, stderr.lines().count(), folder.path("late").exists()), (Some(125), 3, false), "{stderr}");
     assert!(stderr.contains("holds only what differs from"), "{stderr}");
     drop(third);
+    let (ready, base) = (folder.word("ready"), folder.word("moved/memory"));
+    let vsock = folder.word("last-v.sock");
+    let mut last = Guest::start(["--restore", &ready, "--base-file", &base, "--vsock", &vsock]);
+    last.sh("sha256sum -c /sum");
+    assert_eq!(last.power_off(), 0);
     let (status, _, stderr) = run(Command::new(CORACLE).args(["boot", "--restore", &folder.word("ready")]));
     assert_eq!((status, stderr.lines().count()), (Some(125), 3), "{stderr}");
     assert!(stderr.contains("holds only what differs from"), "{stderr}");

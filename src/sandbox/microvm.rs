@@ -197,13 +197,15 @@ impl MicroVm {
         }
     }
 
-    /// Starts a VM that goes on from a snapshot of one with devices of these kinds.
+    /// Starts a VM that goes on from a snapshot of one with devices of these kinds; of a snapshot that holds only what
+    /// differs, `base` is the memory file with the rest.
     ///
     /// # Errors
     /// The VMM cannot be started, or the snapshot is no good here.
-    pub fn restore(snapshot: &Path, devices: &Devices) -> Result<Self, Failure> {
+    pub fn restore(snapshot: &Path, base: Option<PathBuf>, devices: &Devices) -> Result<Self, Failure> {
         // Its cards are up, and get their addresses with all else that is the container's.
-        let vm = Self::launch(restore(snapshot, devices).into(), devices, Some(Vec::new()))?;
+        let config = RestoreConfig { base, ..restore(snapshot, devices) };
+        let vm = Self::launch(config.into(), devices, Some(Vec::new()))?;
         wait_for(&vm.events, Stage::FirstRun).map(|()| vm)
     }
 
@@ -306,6 +308,7 @@ pub(super) fn restore(template: &Path, devices: &Devices) -> RestoreConfig {
     RestoreConfig {
         restore: template.join(STATE_FILE),
         memory: template.join(MEMORY_FILE),
+        base: None,
         disks: Some(std::iter::once(disk(&devices.rootfs, true)).chain(written).collect()),
         nets: Some(devices.nets.clone()),
         vsock: Some(VsockConfig { path: devices.vsock.clone(), cid: GUEST_CID }),

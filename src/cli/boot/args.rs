@@ -58,6 +58,9 @@ pub struct BootArgs {
     /// The snapshot's memory, where it is not beside its state.
     #[arg(long, value_name = "FILE", requires = "restore")]
     pub memory_file: Option<PathBuf>,
+    /// The memory that a snapshot of `snapshot create --diff` differs from, where that is not where it was.
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    pub base_file: Option<PathBuf>,
     /// Leave the asking of the restored guest's agent for a clock and random numbers of its own to somebody else.
     #[arg(long, requires = "restore")]
     pub no_renew: bool,
@@ -167,6 +170,7 @@ impl BootArgs {
         Some(RestoreConfig {
             restore,
             memory,
+            base: self.base_file.clone(),
             disks: (!self.disks.is_empty()).then(|| self.disks.clone()),
             nets: (!self.nets.is_empty()).then(|| self.nets.clone()),
             vsock: self.vsock.clone().map(|path| VsockConfig { path, cid: GUEST_CID }),

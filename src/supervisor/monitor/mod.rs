@@ -249,7 +249,7 @@ impl Monitor {
                     privileged: config.surroundings.privileged,
                 };
                 Sandbox::MicroVm(match &origin {
-                    Some(origin) => MicroVm::restore(&origin.place, &devices)?,
+                    Some(origin) => MicroVm::restore(&origin.place, origin.base.clone(), &devices)?,
                     None => {
                         let prepared = warm::prepared(config, &container);
                         let vm = match self.spare_vm(&devices, prepared.as_ref()) {

@@ -150,6 +150,8 @@ pub(super) struct Snapshotted {
     pub snapshot: Snapshot,
     /// Its directory.
     pub place: PathBuf,
+    /// The memory file that its own differs from, if it does not hold all of it.
+    pub base: Option<PathBuf>,
 }
 
 impl Snapshotted {
@@ -169,7 +171,10 @@ impl Snapshotted {
                 Failure::new(what, why, ANOTHER)
             })?;
         }
-        Ok(Self { snapshot, place })
+        // By its record, which is the user's own, and not by what its state says.
+        let base = snapshot.base.as_ref().map(|base| snapshots.origin(base, what)).transpose()?;
+        let base = base.map(|base| snapshots.place(&base.name).join(MEMORY_FILE));
+        Ok(Self { snapshot, place, base })
     }
 }
 

@@ -24,6 +24,9 @@ pub struct RestoreConfig {
     pub restore: PathBuf,
     /// The memory file.
     pub memory: PathBuf,
+    /// Where the memory file is that this one differs from, where that is not to be taken from the state.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
     /// Block devices, all of them.
     #[serde(default)]
     pub disks: Option<Vec<BlockConfig>>,

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
@@ -98,15 +98,14 @@ impl Base {
         }
     }
 
-    /// Opens the base, which is as it was.
+    /// Opens the base at `path`, which is as it was.
     ///
     /// # Errors
     /// It is no more, or another.
-    pub fn open(&self) -> Result<File, SnapshotError> {
-        let Whole { path, print } = &self.whole;
-        let file =
-            File::open(path).map_err(|error| SnapshotError::Base { path: path.clone(), why: error.to_string() })?;
-        check(&file, print).map_err(|error| SnapshotError::Base { path: path.clone(), why: error.to_string() })?;
+    pub fn open(&self, path: &Path) -> Result<File, SnapshotError> {
+        let failed = |error: SnapshotError| SnapshotError::Base { path: path.to_owned(), why: error.to_string() };
+        let file = File::open(path).map_err(|error| failed(error.into()))?;
+        check(&file, &self.whole.print).map_err(failed)?;
         Ok(file)
     }
 

@@ -111,11 +111,11 @@ fn another_base_is_refused() {
     let ram = allocate(16 * MIB).unwrap();
     let print = memory::write(&ram, &File::create_new(&path).unwrap()).unwrap();
     let base = Base { whole: Whole { path: path.clone(), print }, extents: Vec::new() };
-    base.open().unwrap();
+    base.open(&path).unwrap();
     std::fs::write(&path, vec![1; 16 << 20]).unwrap();
-    let error = base.open().unwrap_err().to_string();
+    let error = base.open(&path).unwrap_err().to_string();
     assert!(error.contains("holds only what differs from") && error.contains("changed since"), "{error}");
     std::fs::remove_file(&path).unwrap();
-    let error = base.open().unwrap_err().to_string();
+    let error = base.open(&path).unwrap_err().to_string();
     assert!(error.contains("No such file"), "{error}");
 }

@@ -98,7 +98,7 @@ impl SnapshotError {
                 "the file as it was, or name it: what is named anew with --disk or --pmem may be another"
             }
             Self::Memory(_) => "the memory file that was written with this state; else take a new snapshot",
-            Self::Base { .. } => "the snapshot that it was taken with a difference to, where it was and as it was",
+            Self::Base { .. } => "that file, where it was and as it was; `boot --base-file` names another place",
             _ => "take a new snapshot on this host, with this release",
         }
     }

@@ -38,7 +38,7 @@ pub const MEMORY_FILE: &str = "memory";
 /// # Errors
 /// It cannot be read, or what it needs is no more, or another.
 pub fn check_base(directory: &Path) -> Result<(), SnapshotError> {
-    read(&directory.join(STATE_FILE))?.base.map_or(Ok(()), |base| base.open().map(drop))
+    read(&directory.join(STATE_FILE))?.base.map_or(Ok(()), |base| base.open(&base.whole.path).map(drop))
 }
 
 /// The state file of a snapshot that is named by its directory, or by that file itself.

@@ -39,7 +39,7 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     memory::check(&file, &state.memory).map_err(about)?;
     let config = request.apply(&mut state).map_err(about)?;
     config.check()?;
-    let (ram, origin) = map(file, &request.memory, &state).map_err(about)?;
+    let (ram, origin) = map(file, request, &state).map_err(about)?;
     let host = Host::detect();
     let mut attached = Attached::open(&config, &stages)?;
     let cpus = u8::try_from(config.cpus).unwrap_or(u8::MAX);
@@ -52,15 +52,19 @@ pub fn restore(request: &RestoreConfig, stages: Arc<Stages>, news: Arc<EventFd>)
     Ok(machine)
 }
 
-/// The guest's memory, and the file that holds all of it, or what `file` at `path` does not.
-fn map(file: File, path: &Path, state: &State) -> Result<(Arc<Ram>, Whole), SnapshotError> {
+/// The guest's memory, and the file that holds all of it, or what `file` does not.
+fn map(file: File, request: &RestoreConfig, state: &State) -> Result<(Arc<Ram>, Whole), SnapshotError> {
     let size = state.memory.size;
     match &state.base {
-        None => Ok((memory::map(file, size)?, Whole { path: std::path::absolute(path)?, print: state.memory.clone() })),
+        None => {
+            let whole = Whole { path: std::path::absolute(&request.memory)?, print: state.memory.clone() };
+            Ok((memory::map(file, size)?, whole))
+        }
         Some(base) => {
-            let ram = memory::map(base.open()?, size)?;
+            let path = request.base.as_ref().unwrap_or(&base.whole.path);
+            let ram = memory::map(base.open(path)?, size)?;
             base.lay_over(&ram, &file)?;
-            Ok((ram, base.whole.clone()))
+            Ok((ram, Whole { path: path.clone(), ..base.whole.clone() }))
         }
     }
 }
