@@ -9,7 +9,7 @@ use coracle::supervisor::Container;
 
 use super::containers;
 
-/// Have guests give the host what they only cache.
+/// Have the guests of containers give the host what they only cache.
 #[derive(Debug, Args)]
 #[command(
     after_help = "What a guest has read of its disks it keeps in case it is read again. It gives that up, and within some \
