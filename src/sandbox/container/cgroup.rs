@@ -178,8 +178,8 @@ fn bytes(status: &str, name: &str) -> u64 {
     kib.unwrap_or(0).saturating_mul(1024)
 }
 
-/// What a process has in memory of its own: not what could be read again.
-fn resident(status: &str) -> u64 {
+/// Bytes that a process has in memory of its own, by its `/proc/PID/status`: not what could be read again.
+pub fn resident(status: &str) -> u64 {
     bytes(status, "RssAnon:").saturating_add(bytes(status, "RssShmem:"))
 }
 

@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::Monitor;
 use crate::sandbox::Agent;
+use crate::sandbox::container::cgroup::resident;
 use crate::supervisor::record::Config;
 
 /// Where the kernel tells of it, and takes what we want to hear of.
@@ -156,14 +157,6 @@ fn share_of_time(pressure: &str) -> Option<f64> {
 /// Bytes in memory that are of no file on a disk: what a guest has written, or all of the memory of one that is no clone.
 fn own_memory(process: u32) -> io::Result<u64> {
     Ok(resident(&fs::read_to_string(format!("/proc/{process}/status"))?))
-}
-
-fn resident(status: &str) -> u64 {
-    let kilobytes = |name: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(name));
-        value.and_then(|value| value.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    1024 * (kilobytes("RssAnon:") + kilobytes("RssShmem:"))
 }
 
 /// Hundredths of a second that its threads have run for (`USER_HZ`).
