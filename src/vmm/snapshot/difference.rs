@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::SnapshotError;
-use super::memory::{CHUNK, MemoryPrint, PAGE, Part, check, each_chunk, regions, write_parts};
+use super::memory::{CHUNK, MemoryPrint, PAGE, Part, check, each_chunk, places, regions, write_parts};
 use crate::vmm::memory::{Ram, ram_ranges};
 
 /// Most pieces of a file: each is a mapping of its own, or two, of which a process may have 65530 (`vm.max_map_count`).
@@ -79,13 +79,7 @@ impl Base {
         if self.whole.print.size != size {
             return Err(SnapshotError::Nonsense("its base has another size than its memory"));
         }
-        let regions: Vec<Part> = ram_ranges(size)
-            .into_iter()
-            .scan(0, |end, (_, length)| {
-                *end += length;
-                Some(*end - length..*end)
-            })
-            .collect();
+        let regions = places(ram_ranges(size).into_iter().map(|(_, length)| length));
         let is_within = |part: &Part| regions.iter().any(|region| region.start <= part.start && part.end <= region.end);
         let mut before = 0;
         for extent in &self.extents {
@@ -115,10 +109,8 @@ impl Base {
     /// The system's.
     pub fn lay_over(&self, ram: &Ram, file: &File) -> io::Result<()> {
         for (region, place) in ram.iter().zip(regions(ram)) {
-            for part in self.extents.iter().filter_map(|extent| extent.part()) {
-                if !place.contains(&part.start) || part.end > place.end {
-                    continue;
-                }
+            let parts = self.extents.iter().filter_map(|extent| extent.part());
+            for part in parts.filter(|part| place.contains(&part.start)) {
                 let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
                 let from = MemoryRegionAddress(part.start - place.start);
                 let target = region.get_slice(from, bytes).map_err(io::Error::other)?;
@@ -126,11 +118,6 @@ impl Base {
             }
         }
         Ok(())
-    }
-
-    /// Bytes of RAM that are not those of the base.
-    pub fn different(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.pages * PAGE as u64).sum()
     }
 }
 

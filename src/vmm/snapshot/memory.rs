@@ -87,11 +87,17 @@ pub(super) type Part = Range<u64>;
 
 /// Where each region of RAM is in the file.
 pub(super) fn regions(ram: &Ram) -> Vec<Part> {
-    let ends = ram.iter().scan(0, |end, region| {
-        *end += region.len();
-        Some(*end - region.len()..*end)
+    places(ram.iter().map(GuestMemoryRegion::len))
+}
+
+/// Where regions of these lengths are in the file: one after the other.
+pub(super) fn places(lengths: impl Iterator<Item = u64>) -> Vec<Part> {
+    let places = lengths.scan(0, |end, length| {
+        let start = *end;
+        *end += length;
+        Some(start..*end)
     });
-    ends.collect()
+    places.collect()
 }
 
 /// Looks at these parts of RAM, at most [`CHUNK`] bytes at a time, with their offset in the file.
