@@ -4,7 +4,7 @@
 //! RAM is compared with its base, page by page. What was written, given back or moved has not to be known for that, and a
 //! page that is what it was again is left out. A clone of a clone is compared with the same base: there are no chains.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -98,6 +98,11 @@ impl Base {
     /// It is no more, or another.
     pub fn open(&self, path: &Path) -> Result<File, SnapshotError> {
         let failed = |error: SnapshotError| SnapshotError::Base { path: path.to_owned(), why: error.to_string() };
+        // The state names it, and may be forged: to open what is no file may wait for ever, or do something.
+        let is_file = fs::metadata(path).map_err(|error| failed(error.into()))?.is_file();
+        if !is_file {
+            return Err(failed(SnapshotError::Memory("it is no file")));
+        }
         let file = File::open(path).map_err(|error| failed(error.into()))?;
         check(&file, &self.whole.print).map_err(failed)?;
         Ok(file)

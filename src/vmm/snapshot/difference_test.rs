@@ -119,4 +119,8 @@ fn another_base_is_refused() {
     std::fs::remove_file(&path).unwrap();
     let error = base.open(&path).unwrap_err().to_string();
     assert!(error.contains("No such file"), "{error}");
+    // Nobody writes to it: to open it would take for ever.
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+    let error = base.open(&path).unwrap_err().to_string();
+    assert!(error.contains("no file"), "{error}");
 }
